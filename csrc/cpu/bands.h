@@ -1,0 +1,187 @@
+// Bands: the part of a batch that one visit works on. Features enter as masked, padded [rows, Wp, C] copies (the
+// up-sampled and concatenated input exists only as such a band), gradients as scaled copies, results leave through
+// `write_panel`.
+
+// Consecutive rows [begin, end) of one image.
+struct Slice {
+  int64_t n, begin, end;
+  int64_t rows() const { return end - begin; }
+};
+using Band = std::vector<Slice>;
+
+static int64_t band_rows(const Band& band) {
+  int64_t rows = 0;
+  for (const Slice& s : band) rows += s.rows();
+  return rows;
+}
+
+// `height` rows of each of N images, `rows` at a time; a band spans images only when it takes them whole.
+static std::vector<Band> make_bands(int64_t N, int64_t height, int64_t rows) {
+  std::vector<Band> bands;
+  if (rows >= height) {
+    const int64_t images = std::max<int64_t>(1, rows / height);
+    for (int64_t n = 0; n < N; n += images) {
+      bands.emplace_back();
+      for (int64_t i = n; i < std::min(N, n + images); ++i) bands.back().push_back({i, 0, height});
+    }
+  } else {
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t h = 0; h < height; h += rows) bands.push_back({{n, h, std::min(height, h + rows)}});
+  }
+  return bands;
+}
+
+// One row of one stored channel in the compute type; `buffer` holds it where it must be converted.
+template <class T>
+PCONV_INLINE const T* channel_row(DType dtype, const Source& s, int64_t n, int64_t c, int64_t h, T* buffer) {
+  const int64_t offset = ((n * s.C + c) * s.H + h) * s.W;
+  if (is_wide(dtype)) return static_cast<const T*>(s.data) + offset;
+  widen(dtype, s.data, offset, s.W, buffer);
+  return buffer;
+}
+
+PCONV_INLINE const uint8_t* mask_row(const Source& s, int64_t n, int64_t c, int64_t h) {
+  return s.mask ? s.mask + n * s.mask_stride_n + ((s.mask_per_channel ? c * s.H : 0) + h) * s.W : nullptr;
+}
+
+// The padded, masked row `hp` of image n, [Wp, C]: a select, so that NaN in a hole goes no further.
+template <class T>
+static void load_row(const Problem<T>& p, int64_t n, int64_t hp, std::vector<T>& scratch, T* dst) {
+  const Geometry& g = p.geo;
+  const int64_t h = hp - g.pt, width = std::min(g.W, g.Wp - g.pl);
+  if (h < 0 || h >= g.H || width <= 0) {
+    std::fill_n(dst, g.Wp * g.C, T(0));
+    return;
+  }
+  std::fill_n(dst, g.pl * g.C, T(0));
+  std::fill_n(dst + (g.pl + width) * g.C, (g.Wp - g.pl - width) * g.C, T(0));
+  dst += g.pl * g.C;
+  for (const Source& s : p.sources) {
+    const int64_t hs = h >> s.up;
+    if (s.channels_last) {
+      for (int64_t w = 0; w < width; ++w)
+        widen(p.dtype, s.data, ((n * s.H + hs) * s.W + (w >> s.up)) * s.C, s.C, dst + w * g.C);
+    } else if (is_wide(p.dtype) && !s.up) {
+      transpose(static_cast<const T*>(s.data) + (n * s.C * s.H + hs) * s.W, s.H * s.W, s.C, width, dst, g.C);
+    } else {
+      constexpr int64_t kChannels = 16;
+      scratch.resize(kChannels * (s.W + g.W));
+      T* stored = scratch.data() + kChannels * g.W;
+      for (int64_t c0 = 0; c0 < s.C; c0 += kChannels) {
+        const int64_t cn = std::min(kChannels, s.C - c0);
+        for (int64_t c = 0; c < cn; ++c) {
+          const T* row = channel_row(p.dtype, s, n, c0 + c, hs, stored);
+          T* wide = scratch.data() + c * g.W;
+          for (int64_t w = 0; w < width; ++w) wide[w] = row[w >> s.up];
+        }
+        transpose(scratch.data(), g.W, cn, width, dst + c0, g.C);
+      }
+    }
+    if (s.mask && !s.mask_per_channel) {
+      const uint8_t* mask = mask_row(s, n, 0, hs);
+      for (int64_t w = 0; w < width; ++w)
+        if (!mask[w >> s.up]) std::fill_n(dst + w * g.C, s.C, T(0));
+    } else if (s.mask) {
+      for (int64_t c = 0; c < s.C; ++c) {
+        const uint8_t* mask = mask_row(s, n, c, hs);
+        for (int64_t w = 0; w < width; ++w)
+          if (!mask[w >> s.up]) dst[w * g.C + c] = T(0);
+      }
+    }
+    dst += s.C;
+  }
+}
+
+// Features of a band of output rows; image slices follow each other.
+template <class T>
+struct FeatureBand {
+  T* data;
+  std::vector<int64_t> offset;  // of each slice
+
+  static int64_t rows(const Geometry& g, const Slice& s) {
+    return s.rows() ? (s.rows() - 1) * g.sh + (g.kh - 1) * g.dh + 1 : 0;
+  }
+  static int64_t size(const Geometry& g, const Band& band) {
+    int64_t n = 0;
+    for (const Slice& s : band) n += rows(g, s) * g.Wp * g.C;
+    return n;
+  }
+  FeatureBand(const Geometry& g, const Band& band, T* memory) : data(memory) {
+    int64_t at = 0;
+    for (const Slice& s : band) {
+      offset.push_back(at);
+      at += rows(g, s) * g.Wp * g.C;
+    }
+  }
+  // Start of the largest window of output pixel (oh, ow) of slice s.
+  const T* window(const Geometry& g, const Band& band, size_t s, int64_t oh, int64_t ow) const {
+    return data + offset[s] + ((oh - band[s].begin) * g.sh * g.Wp + ow * g.sw) * g.C;
+  }
+  // Calls load(s, hp, dst) for every padded row of the band.
+  template <class F>
+  void for_each_row(const Geometry& g, const Band& band, const F& load) const {
+    for (size_t s = 0; s < band.size(); ++s)
+      for (int64_t i = 0; i < rows(g, band[s]); ++i) load(s, band[s].begin * g.sh + i, data + offset[s] + i * g.Wp * g.C);
+  }
+};
+
+// Runs load(i) for i in [0, n): over the threads, or here where this already is one task of many.
+template <class F>
+static void each(bool threads, int64_t n, const F& f) {
+  if (threads)
+    parallel(n, [&](int64_t i, int64_t) { f(i); });
+  else
+    for (int64_t i = 0; i < n; ++i) f(i);
+}
+
+template <class T>
+static void load_features(const Problem<T>& p, const Band& band, const FeatureBand<T>& features, bool threads) {
+  struct Job {
+    int64_t n, hp;
+    T* dst;
+  };
+  std::vector<Job> jobs;
+  features.for_each_row(p.geo, band, [&](size_t s, int64_t hp, T* dst) { jobs.push_back({band[s].n, hp, dst}); });
+  each(threads, jobs.size(), [&](int64_t i) {
+    thread_local std::vector<T> scratch;
+    load_row(p, jobs[i].n, jobs[i].hp, scratch, jobs[i].dst);
+  });
+}
+
+// Row oh of the gradient of image n, [Wo, O] in the compute type.
+template <class T>
+static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh, std::vector<T>& scratch,
+                              T* dst) {
+  const Geometry& g = p.geo;
+  if (grad.channels_last) {
+    widen(p.dtype, grad.data, (n * g.Ho + oh) * g.Wo * g.O, g.Wo * g.O, dst);
+  } else if (is_wide(p.dtype)) {
+    transpose(static_cast<const T*>(grad.data) + (n * g.O * g.Ho + oh) * g.Wo, g.Ho * g.Wo, g.O, g.Wo, dst, g.O);
+  } else {
+    scratch.resize(g.O * g.Wo);
+    for (int64_t o = 0; o < g.O; ++o)
+      widen(p.dtype, grad.data, ((n * g.O + o) * g.Ho + oh) * g.Wo, g.Wo, scratch.data() + o * g.Wo);
+    transpose(scratch.data(), g.Wo, g.O, g.Wo, dst, g.O);
+  }
+}
+
+// Pixels [pixels, columns] of one panel into channels [channel, channel + width) of rows [begin, end) of image n of a
+// feature map [N, C, H, W].
+template <class T>
+static void write_panel(DType dtype, const T* pixels, int64_t columns, int64_t width, const Target& out, int64_t C,
+                        int64_t H, int64_t W, const Slice& s, int64_t channel, std::vector<T>& scratch) {
+  const int64_t n = s.rows() * W;
+  if (out.channels_last) {
+    for (int64_t i = 0; i < n; ++i)
+      narrow(dtype, pixels + i * columns, width, out.data, ((s.n * H + s.begin) * W + i) * C + channel);
+    return;
+  }
+  const int64_t base = ((s.n * C + channel) * H + s.begin) * W;
+  if (is_wide(dtype)) {
+    transpose(pixels, columns, n, width, static_cast<T*>(out.data) + base, H * W);
+    return;
+  }
+  scratch.resize(width * n);
+  transpose(pixels, columns, n, width, scratch.data(), n);
+  for (int64_t c = 0; c < width; ++c) narrow(dtype, scratch.data() + c * n, n, out.data, base + c * H * W);
+}

@@ -1,0 +1,47 @@
+// Chooses the implementation that this processor can run.
+#include "isa_includes.h"
+
+namespace pconv {
+
+#define PCONV_DECLARE(isa)                      \
+  namespace isa {                               \
+  extern const Engine<float> engine_float;      \
+  extern const Engine<double> engine_double;    \
+  }
+PCONV_DECLARE(baseline)
+#if PCONV_X86
+PCONV_DECLARE(avx2)
+PCONV_DECLARE(avx512)
+#endif
+
+namespace {
+enum class Isa { baseline, avx2, avx512 };
+Isa detect() {
+#if PCONV_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+const Isa isa = detect();
+}  // namespace
+
+#if PCONV_X86
+#define PCONV_SELECT(T, name)                                            \
+  template <>                                                            \
+  const Engine<T>& engine<T>() {                                         \
+    if (isa == Isa::avx512) return avx512::name;                         \
+    return isa == Isa::avx2 ? avx2::name : baseline::name;               \
+  }
+#else
+#define PCONV_SELECT(T, name)                                            \
+  template <>                                                            \
+  const Engine<T>& engine<T>() { return baseline::name; }
+#endif
+PCONV_SELECT(float, engine_float)
+PCONV_SELECT(double, engine_double)
+
+}  // namespace pconv

@@ -1,0 +1,150 @@
+// Vectors of the instruction set this file is compiled for (PCONV_VECTOR_BYTES), conversions and the block transpose.
+// No include guard and no namespace of its own: each isa_*.cpp includes it once, inside its namespace.
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(PCONV_VECTOR_BYTES)));
+  typedef float unaligned __attribute__((vector_size(PCONV_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(PCONV_VECTOR_BYTES)));
+  typedef double unaligned __attribute__((vector_size(PCONV_VECTOR_BYTES), aligned(8), may_alias));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int64_t kLanes = PCONV_VECTOR_BYTES / sizeof(T);
+
+#define PCONV_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+PCONV_INLINE Vec<T> load(const T* p) { return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p); }
+template <class T>
+PCONV_INLINE void store(T* p, Vec<T> v) { *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v; }
+
+// 16-bit storage to the compute type and back, rounding to nearest even.
+PCONV_INLINE float bf16_to_float(uint16_t v) {
+  const uint32_t bits = static_cast<uint32_t>(v) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+PCONV_INLINE uint16_t float_to_bf16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+#if defined(__x86_64__) && PCONV_VECTOR_BYTES > 16
+PCONV_INLINE float half_to_float(uint16_t v) { return _cvtsh_ss(v); }
+PCONV_INLINE uint16_t float_to_half(float f) { return _cvtss_sh(f, 0); }
+#else
+PCONV_INLINE float half_to_float(uint16_t v) {
+  // Shift exponent and mantissa into place, then rescale: exact for normal and subnormal numbers.
+  const uint32_t magnitude = static_cast<uint32_t>(v & 0x7fff) << 13;
+  uint32_t bits = magnitude;
+  float f;
+  memcpy(&f, &bits, 4);
+  f *= 0x1p112f;
+  memcpy(&bits, &f, 4);
+  if ((v & 0x7c00) == 0x7c00) bits = 0x7f800000 | magnitude;
+  bits |= static_cast<uint32_t>(v & 0x8000) << 16;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+PCONV_INLINE uint16_t float_to_half(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds beyond 65504
+  if (bits < 0x38800000) {                                              // subnormal: let the adder round
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000));
+  }
+  bits += 0xfff + ((bits >> 13) & 1);
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
+}
+#endif
+
+// n consecutive stored entries <-> compute type.
+template <class T>
+static void widen(DType dtype, const void* src, int64_t offset, int64_t n, T* dst) {
+  if (dtype == DType::bf16) {
+    const uint16_t* s = static_cast<const uint16_t*>(src) + offset;
+    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(bf16_to_float(s[i]));
+  } else if (dtype == DType::f16) {
+    const uint16_t* s = static_cast<const uint16_t*>(src) + offset;
+    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(half_to_float(s[i]));
+  } else {
+    memcpy(dst, static_cast<const T*>(src) + offset, n * sizeof(T));
+  }
+}
+template <class T>
+static void narrow(DType dtype, const T* src, int64_t n, void* dst, int64_t offset) {
+  if (dtype == DType::bf16) {
+    uint16_t* d = static_cast<uint16_t*>(dst) + offset;
+    for (int64_t i = 0; i < n; ++i) d[i] = float_to_bf16(static_cast<float>(src[i]));
+  } else if (dtype == DType::f16) {
+    uint16_t* d = static_cast<uint16_t*>(dst) + offset;
+    for (int64_t i = 0; i < n; ++i) d[i] = float_to_half(static_cast<float>(src[i]));
+  } else {
+    memcpy(static_cast<T*>(dst) + offset, src, n * sizeof(T));
+  }
+}
+PCONV_INLINE bool is_wide(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+
+// dst[j * ldd + i] = src[i * lds + j] for i < rows, j < cols.
+template <class T>
+static void transpose_scalar(const T* src, int64_t lds, int64_t rows, int64_t cols, T* dst, int64_t ldd) {
+  for (int64_t j = 0; j < cols; ++j)
+    for (int64_t i = 0; i < rows; ++i) dst[j * ldd + i] = src[i * lds + j];
+}
+
+#if defined(__x86_64__) && PCONV_VECTOR_BYTES > 16
+PCONV_INLINE void transpose8x8(const float* s, int64_t lds, float* d, int64_t ldd) {
+  __m256 r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(s + i * lds);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(d + i * ldd, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(d + (i + 4) * ldd, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols, float* dst, int64_t ldd) {
+  const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
+  // Columns of the destination stay together: finish 16 rows of it (a line or two of src) before going on.
+  for (int64_t j0 = 0; j0 < cols8; j0 += 16)
+    for (int64_t i = 0; i < rows8; i += 8)
+      for (int64_t j = j0; j < j0 + 16 && j < cols8; j += 8) transpose8x8(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+  transpose_scalar(src + cols8, lds, rows8, cols - cols8, dst + cols8 * ldd, ldd);
+  transpose_scalar(src + rows8 * lds, lds, rows - rows8, cols, dst + rows8, ldd);
+}
+#else
+static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols, float* dst, int64_t ldd) {
+  transpose_scalar(src, lds, rows, cols, dst, ldd);
+}
+#endif
+static void transpose(const double* src, int64_t lds, int64_t rows, int64_t cols, double* dst, int64_t ldd) {
+  transpose_scalar(src, lds, rows, cols, dst, ldd);
+}
