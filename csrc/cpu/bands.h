@@ -148,21 +148,24 @@ static void load_features(const Problem<T>& p, const Band& band, const FeatureBa
   });
 }
 
-// Row oh of the gradient of image n, [Wo, O] in the compute type.
+// Channels [channel, channel + width) of row oh of the gradient of image n into dst [Wo, ldd].
 template <class T>
-static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh, std::vector<T>& scratch,
-                              T* dst) {
+static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh, int64_t channel,
+                              int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   const Geometry& g = p.geo;
   if (grad.channels_last) {
-    widen(p.dtype, grad.data, (n * g.Ho + oh) * g.Wo * g.O, g.Wo * g.O, dst);
-  } else if (is_wide(p.dtype)) {
-    transpose(static_cast<const T*>(grad.data) + (n * g.O * g.Ho + oh) * g.Wo, g.Ho * g.Wo, g.O, g.Wo, dst, g.O);
-  } else {
-    scratch.resize(g.O * g.Wo);
-    for (int64_t o = 0; o < g.O; ++o)
-      widen(p.dtype, grad.data, ((n * g.O + o) * g.Ho + oh) * g.Wo, g.Wo, scratch.data() + o * g.Wo);
-    transpose(scratch.data(), g.Wo, g.O, g.Wo, dst, g.O);
+    for (int64_t ow = 0; ow < g.Wo; ++ow)
+      widen(p.dtype, grad.data, ((n * g.Ho + oh) * g.Wo + ow) * g.O + channel, width, dst + ow * ldd);
+    return;
   }
+  const int64_t at = ((n * g.O + channel) * g.Ho + oh) * g.Wo;
+  if (is_wide(p.dtype)) {
+    transpose(static_cast<const T*>(grad.data) + at, g.Ho * g.Wo, width, g.Wo, dst, ldd);
+    return;
+  }
+  scratch.resize(width * g.Wo);
+  for (int64_t o = 0; o < width; ++o) widen(p.dtype, grad.data, at + o * g.Ho * g.Wo, g.Wo, scratch.data() + o * g.Wo);
+  transpose(scratch.data(), g.Wo, width, g.Wo, dst, ldd);
 }
 
 // Pixels [pixels, columns] of one panel into channels [channel, channel + width) of rows [begin, end) of image n of a

@@ -1,4 +1,6 @@
 // Chooses the implementation that this processor can run.
+#include <cstdlib>
+
 #include "isa_includes.h"
 
 namespace pconv {
@@ -16,15 +18,21 @@ PCONV_DECLARE(avx512)
 
 namespace {
 enum class Isa { baseline, avx2, avx512 };
+// The best this processor has, at most what torch's own ATEN_CPU_CAPABILITY (default, avx2, avx512) allows.
 Isa detect() {
 #if PCONV_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq"))
-    return Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return Isa::avx2;
-#endif
+  const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
+  if (limit && !std::strcmp(limit, "default")) return Isa::baseline;
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
+    return Isa::baseline;
+  if (limit && !std::strcmp(limit, "avx2")) return Isa::avx2;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+             ? Isa::avx512
+             : Isa::avx2;
+#else
   return Isa::baseline;
+#endif
 }
 const Isa isa = detect();
 }  // namespace

@@ -8,12 +8,12 @@ PCONV_INLINE bool bits_available(const Geometry& g) {
 }
 
 template <class T>
-static TapTable forward_taps(const Geometry& g, const Pass& pass, bool bits) {
+static TapTable forward_taps(const Geometry& g, const Pass& pass, int64_t chunk, bool bits) {
   TapTable table;
   for (int64_t i = 0; i < pass.kh; ++i)
     for (int64_t j = 0; j < pass.kw; ++j) {
       const int64_t y = pass.top + i, x = pass.left + j;
-      table.add({(y * g.dh * g.Wp + x * g.dw) * g.C, (i * pass.kw + j) * g.Cg(), g.Cg(),
+      table.add({(y * g.dh * g.Wp + x * g.dw) * g.C, (i * pass.kw + j) * chunk, chunk,
                  bits ? uint64_t{1} << (y * g.kw + x) : kAllTaps});
     }
   table.close();
@@ -84,19 +84,18 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   if (g.pixels() == 0 || g.O == 0) return;
   const std::vector<Pass> passes = make_passes(p, true);
   const Panels panels = make_panels<T>(g.groups, {g.Og()});
-  std::vector<TapTable> taps;
-  std::vector<int64_t> offset{0};  // of each pass in a packed panel, in rows
-  for (const Pass& pass : passes) {
-    taps.push_back(forward_taps<T>(g, pass, bits_available(g)));
-    offset.push_back(offset.back() + pass.taps() * g.Cg());
-  }
+  std::vector<int64_t> offset{0};  // of each pass in a packed panel, in taps
+  for (const Pass& pass : passes) offset.push_back(offset.back() + pass.taps());
 
-  const int64_t weight_bytes = offset.back() * panels.columns * sizeof(T);
+  const int64_t weight_bytes = offset.back() * g.Cg() * panels.columns * sizeof(T);
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * kPanel<T>) * sizeof(T);
   const int64_t threads = thread_count();
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared band; else
   // the packed weights are shared and each thread takes bands.
   const bool split_panels = weight_bytes > row_bytes * g.N * g.Ho && static_cast<int64_t>(panels.list.size()) >= threads;
+  const int64_t chunk = split_panels ? channel_chunk(g.Cg()) : g.Cg();
+  std::vector<TapTable> taps;
+  for (const Pass& pass : passes) taps.push_back(forward_taps<T>(g, pass, chunk, bits_available(g)));
   const int64_t budget = split_panels ? kSharedBandBytes : kTileCacheBytes;
   const std::vector<Band> bands = make_bands(g.N, g.Ho, std::max<int64_t>(1, budget / row_bytes));
   int64_t feature_size = 0, max_rows = 0;
@@ -105,27 +104,31 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
     max_rows = std::max(max_rows, band_rows(band));
   }
   const int64_t result_size = max_rows * g.Wo * kPanel<T>;
-  const int64_t panel_size = split_panels ? offset.back() * kPanel<T> : 0;
-  const int64_t shared_size = split_panels ? feature_size : offset.back() * panels.columns;
+  const int64_t panel_size = split_panels ? offset.back() * chunk * kPanel<T> : 0;
+  const int64_t shared_size = split_panels ? feature_size : offset.back() * chunk * panels.columns;
   const int64_t own_size = result_size + (split_panels ? panel_size : feature_size);
   const Buffer shared = allocate(shared_size * sizeof(T)), own = allocate(threads * own_size * sizeof(T));
 
-  const auto pack = [&](const Panel& panel, PackScratch<T>& scratch, T* dst) {
+  const auto pack = [&](const Panel& panel, int64_t c, PackScratch<T>& scratch, T* dst) {
     for (size_t k = 0; k < passes.size(); ++k)
-      pack_forward(p, passes[k], panel, scratch, dst + offset[k] * panel.vectors * kLanes<T>);
+      pack_forward(p, passes[k], panel, c, c + chunk, scratch, dst + offset[k] * chunk * panel.vectors * kLanes<T>);
   };
-  const auto run_panel = [&](const Band& band, const ForwardRows<T>& rows, const Panel& panel, const T* b, T* results,
-                             std::vector<T>& scratch) {
+  // One chunk of input channels against one panel; the first one starts the results.
+  const auto multiply = [&](const ForwardRows<T>& rows, const Panel& panel, int64_t c, const T* b, T* results) {
     const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
     T init[kPanel<T>] = {};
     if (bias) std::copy_n(bias + channel, panel.width, init);
-    for (int32_t pixel : rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (size_t k = 0; k < passes.size(); ++k)
-      rows.passes[k].multiply(panel, panel.group * g.Cg(), b + offset[k] * columns, results, k == 0 ? init : nullptr);
-    const T* from = results;
+      rows.passes[k].multiply(panel, panel.group * g.Cg() + c, b + offset[k] * chunk * columns, results,
+                              k == 0 && c == 0 ? init : nullptr);
+  };
+  const auto finish = [&](const Band& band, const ForwardRows<T>& rows, const Panel& panel, T* results,
+                          std::vector<T>& scratch) {
+    const int64_t columns = panel.vectors * kLanes<T>;
+    for (int32_t pixel : rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (const Slice& s : band) {
-      write_panel(p.dtype, from, columns, panel.width, out, g.O, g.Ho, g.Wo, s, channel, scratch);
-      from += s.rows() * g.Wo * columns;
+      write_panel(p.dtype, results, columns, panel.width, out, g.O, g.Ho, g.Wo, s, panel.group * g.Og() + panel.first, scratch);
+      results += s.rows() * g.Wo * columns;
     }
   };
 
@@ -136,24 +139,29 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
       const ForwardRows<T> rows(p, passes, taps, band, features);
       parallel(panels.list.size(), [&](int64_t i, int64_t thread) {
         PackScratch<T> scratch;
-        T* mine = as<T>(own) + thread * own_size;
-        pack(panels.list[i], scratch, mine + result_size);
-        run_panel(band, rows, panels.list[i], mine + result_size, mine, scratch.block);
+        T *results = as<T>(own) + thread * own_size, *packed = results + result_size;
+        for (int64_t c = 0; c < g.Cg(); c += chunk) {
+          pack(panels.list[i], c, scratch, packed);
+          multiply(rows, panels.list[i], c, packed, results);
+        }
+        finish(band, rows, panels.list[i], results, scratch.block);
       });
     }
   } else {
     parallel(panels.list.size(), [&](int64_t i, int64_t) {
       PackScratch<T> scratch;
-      pack(panels.list[i], scratch, as<T>(shared) + offset.back() * panels.list[i].column);
+      pack(panels.list[i], 0, scratch, as<T>(shared) + offset.back() * chunk * panels.list[i].column);
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
-      T* mine = as<T>(own) + thread * own_size;
+      T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
-      const FeatureBand<T> features(g, bands[i], mine + result_size);
+      const FeatureBand<T> features(g, bands[i], results + result_size);
       load_features(p, bands[i], features, false);
       const ForwardRows<T> rows(p, passes, taps, bands[i], features);
-      for (const Panel& panel : panels.list)
-        run_panel(bands[i], rows, panel, as<T>(shared) + offset.back() * panel.column, mine, scratch);
+      for (const Panel& panel : panels.list) {
+        multiply(rows, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
+        finish(bands[i], rows, panel, results, scratch);
+      }
     });
   }
 }

@@ -6,6 +6,7 @@ struct ResidueTaps {
   TapTable table;
   int64_t bit_rows = 0, bit_cols = 0;  // extent of its taps in gradient pixels, of the largest kernel
   int64_t top = 0, left = 0;           // first gradient pixel relative to (hp / sh, wp / sw)
+  uint64_t used = 0;                   // bits of its taps
 };
 
 template <class T>
@@ -29,7 +30,7 @@ static std::vector<int64_t> residue_taps(int64_t a, int64_t kernel, int64_t dila
 // Slots of a pass's taps in its packed matrix, class after class, so that neighbouring gradient pixels are neighbours.
 template <class T>
 static std::vector<ResidueTaps> residue_tables(const Geometry& g, const GradientGeometry<T>& gg, const Pass& pass,
-                                               std::vector<int64_t>& slot, bool bits) {
+                                               int64_t chunk, std::vector<int64_t>& slot, bool bits) {
   std::vector<ResidueTaps> classes;
   slot.assign(pass.taps(), -1);
   int64_t next = 0;
@@ -47,7 +48,8 @@ static std::vector<ResidueTaps> residue_tables(const Geometry& g, const Gradient
           if (i < 0 || i >= pass.kh || j < 0 || j >= pass.kw) continue;
           slot[i * pass.kw + j] = next;
           const int64_t y = (a - rows[r] * g.dh) / g.sh, x = (b - cols[c] * g.dw) / g.sw;
-          out.table.add({(y * gg.Gw + x) * g.O, next * g.Og(), g.Og(), bits ? uint64_t{1} << (r * cols.size() + c) : kAllTaps});
+          out.table.add({(y * gg.Gw + x) * g.O, next * chunk, chunk, bits ? uint64_t{1} << (r * cols.size() + c) : kAllTaps});
+          out.used |= out.table.taps.back().bit;
           ++next;
         }
       out.table.close();
@@ -89,7 +91,7 @@ struct GradientBand {
         std::fill_n(row(k, r, gg, g), gg.left * g.O, T(0));
         std::fill_n(row(k, r, gg, g) + (gg.left + g.Wo) * g.O, (gg.Gw - gg.left - g.Wo) * g.O, T(0));
       }
-      load_gradient_row(p, grad, s.n, oh, scratch, all + gg.left * g.O);
+      load_gradient_row(p, grad, s.n, oh, 0, g.O, scratch, all + gg.left * g.O, g.O);
       for (int64_t ow = 0; ow < g.Wo; ++ow) {
         const Ratios<T> ratios(p, counts, oh * g.Wo + ow);
         const T* source = all + (gg.left + ow) * g.O;
@@ -135,7 +137,7 @@ struct InputRows {
               const bool seen = hp < g.Hp && wp < g.Wp && valid[hp * p.windows->valid_stride + wp];
               uint64_t hit = kAllTaps;
               if (seen && bits)
-                hit = window_bits(gradient.marks.data() + (k * gradient.rows + r + t.top) * gradient.mark_stride + c + t.left,
+                hit = t.used & window_bits(gradient.marks.data() + (k * gradient.rows + r + t.top) * gradient.mark_stride + c + t.left,
                                   gradient.mark_stride, t.bit_rows, t.bit_cols);
               if (k == 0 && (!seen || !hit || t.table.taps.empty()))
                 dead.push_back(pixel);
@@ -143,6 +145,7 @@ struct InputRows {
                 rows.push_back({gradient.row(k, r, gg, g) + c * g.O, pixel, T(1), hit});
             }
           }
+          std::stable_sort(rows.begin(), rows.end(), [](const Row<T>& x, const Row<T>& y) { return x.bits < y.bits; });
           passes[k].append(rows, t.table);
         }
   }
@@ -206,16 +209,15 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
   for (int64_t a = 0; a < g.sh; ++a) bits &= residue_taps(a, g.kh, g.dh, g.sh).size() <= 8;
   for (int64_t b = 0; b < g.sw; ++b) bits &= residue_taps(b, g.kw, g.dw, g.sw).size() < 8;
   bits &= g.dh == 1 && g.dw == 1;
-  for (size_t k = 0; k < passes.size(); ++k) {
-    tables.push_back(residue_tables(g, gg, passes[k], slots[k], bits));
-    offset.push_back(offset.back() + passes[k].taps() * g.Og());
-  }
+  for (const Pass& pass : passes) offset.push_back(offset.back() + pass.taps());
 
   const int64_t gradient_row = gg.Gw * g.O * passes.size();
-  const int64_t weight_bytes = offset.back() * panels.columns * sizeof(T);
+  const int64_t weight_bytes = offset.back() * g.Og() * panels.columns * sizeof(T);
   const int64_t row_bytes = (gradient_row / g.sh + g.W * kPanel<T>) * sizeof(T);
   const int64_t threads = thread_count();
   const bool split_panels = weight_bytes > row_bytes * g.N * g.H && static_cast<int64_t>(panels.list.size()) >= threads;
+  const int64_t chunk = split_panels ? channel_chunk(g.Og()) : g.Og();
+  for (size_t k = 0; k < passes.size(); ++k) tables.push_back(residue_tables(g, gg, passes[k], chunk, slots[k], bits));
   const int64_t budget = split_panels ? kSharedBandBytes : kTileCacheBytes;
   int64_t height = std::max<int64_t>(1, budget / row_bytes);
   if (even) height = (height + 1) / 2 * 2;
@@ -228,14 +230,15 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
     max_rows = std::max(max_rows, band_rows(band));
   }
   const int64_t result_size = max_rows * g.W * kPanel<T>;
-  const int64_t panel_size = split_panels ? offset.back() * kPanel<T> : 0;
-  const int64_t shared_size = split_panels ? gradient_size : offset.back() * panels.columns;
+  const int64_t panel_size = split_panels ? offset.back() * chunk * kPanel<T> : 0;
+  const int64_t shared_size = split_panels ? gradient_size : offset.back() * chunk * panels.columns;
   const int64_t own_size = result_size + (split_panels ? panel_size : gradient_size);
   const Buffer shared = allocate(shared_size * sizeof(T)), own = allocate(threads * own_size * sizeof(T));
 
-  const auto pack = [&](const Panel& panel, PackScratch<T>& scratch, T* dst) {
+  const auto pack = [&](const Panel& panel, int64_t o, PackScratch<T>& scratch, T* dst) {
     for (size_t k = 0; k < passes.size(); ++k)
-      pack_grad_input(p, passes[k], slots[k], panel, scratch, dst + offset[k] * panel.vectors * kLanes<T>);
+      pack_grad_input(p, passes[k], slots[k], panel, o, o + chunk, scratch,
+                      dst + offset[k] * chunk * panel.vectors * kLanes<T>);
   };
   const auto load_band = [&](const Band& band, T* memory, InputRows<T>& rows, bool in_parallel) {
     std::vector<std::unique_ptr<GradientBand<T>>> loaded(band.size());
@@ -257,45 +260,56 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
     }
   };
   const T zero[kPanel<T>] = {};
-  const auto run_panel = [&](const Band& band, const InputRows<T>& rows, const Panel& panel, const T* b, T* results,
-                             std::vector<T>& scratch) {
+  const auto multiply = [&](const InputRows<T>& rows, const Panel& panel, int64_t o, const T* b, T* results) {
+    for (size_t k = 0; k < passes.size(); ++k)
+      rows.passes[k].multiply(panel, panel.group * g.Og() + o, b + offset[k] * chunk * panel.vectors * kLanes<T>, results,
+                              k == 0 && o == 0 ? zero : nullptr);
+  };
+  const auto finish = [&](const Band& band, const InputRows<T>& rows, const Panel& panel, T* results,
+                          std::vector<T>& scratch) {
     const int64_t columns = panel.vectors * kLanes<T>;
     for (int32_t pixel : rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
-    for (size_t k = 0; k < passes.size(); ++k)
-      rows.passes[k].multiply(panel, panel.group * g.Og(), b + offset[k] * columns, results, k == 0 ? zero : nullptr);
     int64_t channel = panel.group * g.Cg() + panel.first;
     size_t source = 0;
     while (channel >= p.sources[source].C) channel -= p.sources[source++].C;
-    if (!out[source].data) return;
     for (const Slice& s : band) {
       write_grad_input(p, source, results, columns, panel.width, out[source], s, channel, scratch);
       results += s.rows() * g.W * columns;
     }
   };
+  // Panels of a source whose gradient nobody wants are left out.
+  std::vector<Panel> wanted;
+  for (const Panel& panel : panels.list)
+    if (out[p.sources.size() > 1 && panel.first >= p.sources[0].C].data) wanted.push_back(panel);
 
   if (split_panels) {
     for (const Band& band : bands) {
       InputRows<T> rows;
       load_band(band, as<T>(shared), rows, true);
-      parallel(panels.list.size(), [&](int64_t i, int64_t thread) {
+      parallel(wanted.size(), [&](int64_t i, int64_t thread) {
         PackScratch<T> scratch;
-        T* mine = as<T>(own) + thread * own_size;
-        pack(panels.list[i], scratch, mine + result_size);
-        run_panel(band, rows, panels.list[i], mine + result_size, mine, scratch.block);
+        T *results = as<T>(own) + thread * own_size, *packed = results + result_size;
+        for (int64_t o = 0; o < g.Og(); o += chunk) {
+          pack(wanted[i], o, scratch, packed);
+          multiply(rows, wanted[i], o, packed, results);
+        }
+        finish(band, rows, wanted[i], results, scratch.block);
       });
     }
   } else {
-    parallel(panels.list.size(), [&](int64_t i, int64_t) {
+    parallel(wanted.size(), [&](int64_t i, int64_t) {
       PackScratch<T> scratch;
-      pack(panels.list[i], scratch, as<T>(shared) + offset.back() * panels.list[i].column);
+      pack(wanted[i], 0, scratch, as<T>(shared) + offset.back() * chunk * wanted[i].column);
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
-      T* mine = as<T>(own) + thread * own_size;
+      T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
       InputRows<T> rows;
-      load_band(bands[i], mine + result_size, rows, false);
-      for (const Panel& panel : panels.list)
-        run_panel(bands[i], rows, panel, as<T>(shared) + offset.back() * panel.column, mine, scratch);
+      load_band(bands[i], results + result_size, rows, false);
+      for (const Panel& panel : wanted) {
+        multiply(rows, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
+        finish(bands[i], rows, panel, results, scratch);
+      }
     });
   }
 }

@@ -7,17 +7,20 @@
 
 namespace pconv {
 
-Buffer allocate(int64_t bytes) {
-  auto* tensor = new Tensor(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte));
-  Buffer buffer(tensor->mutable_data_ptr(), [tensor](void*) { delete tensor; });
+// First touches of fresh memory are dear: large tensors ask for large pages.
+static const Tensor& with_large_pages(const Tensor& t) {
 #if defined(MADV_HUGEPAGE)
-  // First touches of fresh memory are dear: large scratch asks for large pages.
   constexpr uintptr_t kHugePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(buffer.get());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.numel() * t.element_size();
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
-  return buffer;
+  return t;
+}
+
+Buffer allocate(int64_t bytes) {
+  auto* tensor = new Tensor(with_large_pages(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte)));
+  return Buffer(tensor->mutable_data_ptr(), [tensor](void*) { delete tensor; });
 }
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }
@@ -121,13 +124,12 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up) {
 }
 
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return with_large_pages(torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
+                                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype) {
-  const auto sizes = t.sizes();
-  return torch::stable::empty(sizes, dtype);
+  return with_large_pages(torch::stable::empty(t.sizes(), dtype));
 }
 
 Target target_of(const Tensor& t, bool channels_last) { return {t.mutable_data_ptr(), channels_last}; }
