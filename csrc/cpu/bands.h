@@ -44,59 +44,45 @@ PCONV_INLINE const uint8_t* mask_row(const Source& s, int64_t n, int64_t c, int6
   return s.mask ? s.mask + n * s.mask_stride_n + ((s.mask_per_channel ? c * s.H : 0) + h) * s.W : nullptr;
 }
 
-// The padded, masked row `hp` of image n, [Wp, C]: a select, so that NaN in a hole goes no further.
+// Channels [c0, c0 + cn) of the masked row hs of one source into dst [width, ldd]: a select, so that NaN in a hole goes
+// no further.
 template <class T>
-static void load_row(const Problem<T>& p, int64_t n, int64_t hp, std::vector<T>& scratch, T* dst) {
-  const Geometry& g = p.geo;
-  const int64_t h = hp - g.pt, width = std::min(g.W, g.Wp - g.pl);
-  if (h < 0 || h >= g.H || width <= 0) {
-    std::fill_n(dst, g.Wp * g.C, T(0));
-    return;
+static void load_channels(const Problem<T>& p, const Source& s, int64_t n, int64_t hs, int64_t c0, int64_t cn,
+                          int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
+  if (s.channels_last) {
+    for (int64_t w = 0; w < width; ++w)
+      widen(p.dtype, s.data, ((n * s.H + hs) * s.W + (w >> s.up)) * s.C + c0, cn, dst + w * ldd);
+  } else if (is_wide(p.dtype) && !s.up) {
+    transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + hs) * s.W, s.H * s.W, cn, width, dst, ldd);
+  } else {
+    scratch.resize(cn * width + s.W);
+    T* stored = scratch.data() + cn * width;
+    for (int64_t c = 0; c < cn; ++c) {
+      const T* row = channel_row(p.dtype, s, n, c0 + c, hs, stored);
+      for (int64_t w = 0; w < width; ++w) scratch[c * width + w] = row[w >> s.up];
+    }
+    transpose(scratch.data(), width, cn, width, dst, ldd);
   }
-  std::fill_n(dst, g.pl * g.C, T(0));
-  std::fill_n(dst + (g.pl + width) * g.C, (g.Wp - g.pl - width) * g.C, T(0));
-  dst += g.pl * g.C;
-  for (const Source& s : p.sources) {
-    const int64_t hs = h >> s.up;
-    if (s.channels_last) {
+  if (s.mask && !s.mask_per_channel) {
+    const uint8_t* mask = mask_row(s, n, 0, hs);
+    for (int64_t w = 0; w < width; ++w)
+      if (!mask[w >> s.up]) std::fill_n(dst + w * ldd, cn, T(0));
+  } else if (s.mask) {
+    for (int64_t c = 0; c < cn; ++c) {
+      const uint8_t* mask = mask_row(s, n, c0 + c, hs);
       for (int64_t w = 0; w < width; ++w)
-        widen(p.dtype, s.data, ((n * s.H + hs) * s.W + (w >> s.up)) * s.C, s.C, dst + w * g.C);
-    } else if (is_wide(p.dtype) && !s.up) {
-      transpose(static_cast<const T*>(s.data) + (n * s.C * s.H + hs) * s.W, s.H * s.W, s.C, width, dst, g.C);
-    } else {
-      constexpr int64_t kChannels = 16;
-      scratch.resize(kChannels * (s.W + g.W));
-      T* stored = scratch.data() + kChannels * g.W;
-      for (int64_t c0 = 0; c0 < s.C; c0 += kChannels) {
-        const int64_t cn = std::min(kChannels, s.C - c0);
-        for (int64_t c = 0; c < cn; ++c) {
-          const T* row = channel_row(p.dtype, s, n, c0 + c, hs, stored);
-          T* wide = scratch.data() + c * g.W;
-          for (int64_t w = 0; w < width; ++w) wide[w] = row[w >> s.up];
-        }
-        transpose(scratch.data(), g.W, cn, width, dst + c0, g.C);
-      }
+        if (!mask[w >> s.up]) dst[w * ldd + c] = T(0);
     }
-    if (s.mask && !s.mask_per_channel) {
-      const uint8_t* mask = mask_row(s, n, 0, hs);
-      for (int64_t w = 0; w < width; ++w)
-        if (!mask[w >> s.up]) std::fill_n(dst + w * g.C, s.C, T(0));
-    } else if (s.mask) {
-      for (int64_t c = 0; c < s.C; ++c) {
-        const uint8_t* mask = mask_row(s, n, c, hs);
-        for (int64_t w = 0; w < width; ++w)
-          if (!mask[w >> s.up]) dst[w * g.C + c] = T(0);
-      }
-    }
-    dst += s.C;
   }
 }
 
-// Features of a band of output rows; image slices follow each other.
+// Masked, padded features of a band of output rows, [C / chunk][rows of all slices, Wp][chunk]. Chunks are what one
+// visit of packed weights covers; a plane of few channels also keeps neighbouring pixels out of each other's cache sets.
 template <class T>
 struct FeatureBand {
   T* data;
-  std::vector<int64_t> offset;  // of each slice
+  int64_t chunk, plane = 0;      // entries between chunks
+  std::vector<int64_t> offset;   // of each slice in a plane
 
   static int64_t rows(const Geometry& g, const Slice& s) {
     return s.rows() ? (s.rows() - 1) * g.sh + (g.kh - 1) * g.dh + 1 : 0;
@@ -106,22 +92,40 @@ struct FeatureBand {
     for (const Slice& s : band) n += rows(g, s) * g.Wp * g.C;
     return n;
   }
-  FeatureBand(const Geometry& g, const Band& band, T* memory) : data(memory) {
-    int64_t at = 0;
+  FeatureBand(const Geometry& g, const Band& band, int64_t chunk, T* memory) : data(memory), chunk(chunk) {
     for (const Slice& s : band) {
-      offset.push_back(at);
-      at += rows(g, s) * g.Wp * g.C;
+      offset.push_back(plane);
+      plane += rows(g, s) * g.Wp * chunk;
     }
   }
-  // Start of the largest window of output pixel (oh, ow) of slice s.
+  // Start of the largest window of output pixel (oh, ow) of slice s, in the first chunk.
   const T* window(const Geometry& g, const Band& band, size_t s, int64_t oh, int64_t ow) const {
-    return data + offset[s] + ((oh - band[s].begin) * g.sh * g.Wp + ow * g.sw) * g.C;
+    return data + offset[s] + ((oh - band[s].begin) * g.sh * g.Wp + ow * g.sw) * chunk;
   }
-  // Calls load(s, hp, dst) for every padded row of the band.
-  template <class F>
-  void for_each_row(const Geometry& g, const Band& band, const F& load) const {
-    for (size_t s = 0; s < band.size(); ++s)
-      for (int64_t i = 0; i < rows(g, band[s]); ++i) load(s, band[s].begin * g.sh + i, data + offset[s] + i * g.Wp * g.C);
+  int64_t channel_offset(int64_t channel) const { return channel / chunk * plane; }
+
+  void load_row(const Problem<T>& p, int64_t n, int64_t hp, std::vector<T>& scratch, T* dst) const {
+    const Geometry& g = p.geo;
+    const int64_t h = hp - g.pt, width = std::min(g.W, g.Wp - g.pl);
+    const bool inside = h >= 0 && h < g.H && width > 0;
+    for (int64_t c = 0; c < g.C; c += chunk) {
+      T* row = dst + channel_offset(c);
+      if (!inside) {
+        std::fill_n(row, g.Wp * chunk, T(0));
+        continue;
+      }
+      std::fill_n(row, g.pl * chunk, T(0));
+      std::fill_n(row + (g.pl + width) * chunk, (g.Wp - g.pl - width) * chunk, T(0));
+    }
+    int64_t channel = 0;
+    for (const Source& s : p.sources)
+      for (int64_t c = 0; inside && c < s.C;) {
+        const int64_t count = std::min(s.C - c, chunk - channel % chunk);
+        load_channels(p, s, n, h >> s.up, c, count, width, scratch,
+                      dst + channel_offset(channel) + g.pl * chunk + channel % chunk, chunk);
+        c += count;
+        channel += count;
+      }
   }
 };
 
@@ -141,10 +145,12 @@ static void load_features(const Problem<T>& p, const Band& band, const FeatureBa
     T* dst;
   };
   std::vector<Job> jobs;
-  features.for_each_row(p.geo, band, [&](size_t s, int64_t hp, T* dst) { jobs.push_back({band[s].n, hp, dst}); });
+  for (size_t s = 0; s < band.size(); ++s)
+    for (int64_t i = 0; i < FeatureBand<T>::rows(p.geo, band[s]); ++i)
+      jobs.push_back({band[s].n, band[s].begin * p.geo.sh + i, features.data + features.offset[s] + i * p.geo.Wp * features.chunk});
   each(threads, jobs.size(), [&](int64_t i) {
     thread_local std::vector<T> scratch;
-    load_row(p, jobs[i].n, jobs[i].hp, scratch, jobs[i].dst);
+    features.load_row(p, jobs[i].n, jobs[i].hp, scratch, jobs[i].dst);
   });
 }
 

@@ -13,7 +13,7 @@ static TapTable forward_taps(const Geometry& g, const Pass& pass, int64_t chunk,
   for (int64_t i = 0; i < pass.kh; ++i)
     for (int64_t j = 0; j < pass.kw; ++j) {
       const int64_t y = pass.top + i, x = pass.left + j;
-      table.add({(y * g.dh * g.Wp + x * g.dw) * g.C, (i * pass.kw + j) * chunk, chunk,
+      table.add({(y * g.dh * g.Wp + x * g.dw) * chunk, (i * pass.kw + j) * chunk, chunk,
                  bits ? uint64_t{1} << (y * g.kw + x) : kAllTaps});
     }
   table.close();
@@ -114,12 +114,13 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
       pack_forward(p, passes[k], panel, c, c + chunk, scratch, dst + offset[k] * chunk * panel.vectors * kLanes<T>);
   };
   // One chunk of input channels against one panel; the first one starts the results.
-  const auto multiply = [&](const ForwardRows<T>& rows, const Panel& panel, int64_t c, const T* b, T* results) {
+  const auto multiply = [&](const ForwardRows<T>& rows, const FeatureBand<T>& features, const Panel& panel, int64_t c,
+                            const T* b, T* results) {
     const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
     T init[kPanel<T>] = {};
     if (bias) std::copy_n(bias + channel, panel.width, init);
     for (size_t k = 0; k < passes.size(); ++k)
-      rows.passes[k].multiply(panel, panel.group * g.Cg() + c, b + offset[k] * chunk * columns, results,
+      rows.passes[k].multiply(panel, features.channel_offset(panel.group * g.Cg() + c), b + offset[k] * chunk * columns, results,
                               k == 0 && c == 0 ? init : nullptr);
   };
   const auto finish = [&](const Band& band, const ForwardRows<T>& rows, const Panel& panel, T* results,
@@ -134,7 +135,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
 
   if (split_panels) {
     for (const Band& band : bands) {
-      const FeatureBand<T> features(g, band, as<T>(shared));
+      const FeatureBand<T> features(g, band, chunk, as<T>(shared));
       load_features(p, band, features, true);
       const ForwardRows<T> rows(p, passes, taps, band, features);
       parallel(panels.list.size(), [&](int64_t i, int64_t thread) {
@@ -142,7 +143,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
         T *results = as<T>(own) + thread * own_size, *packed = results + result_size;
         for (int64_t c = 0; c < g.Cg(); c += chunk) {
           pack(panels.list[i], c, scratch, packed);
-          multiply(rows, panels.list[i], c, packed, results);
+          multiply(rows, features, panels.list[i], c, packed, results);
         }
         finish(band, rows, panels.list[i], results, scratch.block);
       });
@@ -155,11 +156,11 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
-      const FeatureBand<T> features(g, bands[i], results + result_size);
+      const FeatureBand<T> features(g, bands[i], chunk, results + result_size);
       load_features(p, bands[i], features, false);
       const ForwardRows<T> rows(p, passes, taps, bands[i], features);
       for (const Panel& panel : panels.list) {
-        multiply(rows, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
+        multiply(rows, features, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
         finish(bands[i], rows, panel, results, scratch);
       }
     });

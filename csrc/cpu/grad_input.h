@@ -48,7 +48,7 @@ static std::vector<ResidueTaps> residue_tables(const Geometry& g, const Gradient
           if (i < 0 || i >= pass.kh || j < 0 || j >= pass.kw) continue;
           slot[i * pass.kw + j] = next;
           const int64_t y = (a - rows[r] * g.dh) / g.sh, x = (b - cols[c] * g.dw) / g.sw;
-          out.table.add({(y * gg.Gw + x) * g.O, next * chunk, chunk, bits ? uint64_t{1} << (r * cols.size() + c) : kAllTaps});
+          out.table.add({(y * gg.Gw + x) * chunk, next * chunk, chunk, bits ? uint64_t{1} << (r * cols.size() + c) : kAllTaps});
           out.used |= out.table.taps.back().bit;
           ++next;
         }
@@ -58,57 +58,68 @@ static std::vector<ResidueTaps> residue_tables(const Geometry& g, const Gradient
   return classes;
 }
 
-// Gradient rows of a band of input rows: per pass a copy scaled by that pass's factor, and where it is not 0.
+// Gradient rows of a slice of input rows, [O / chunk][passes, rows, Gw, chunk]: per pass a copy scaled by that pass's
+// factor, and marks where that is not 0. Chunks are `plane` entries apart, further than one slice needs.
 template <class T>
 struct GradientBand {
   int64_t first, rows;               // gradient rows with the zeros above counted in
   T* data;
+  int64_t chunk, plane, passes;
   std::vector<uint8_t> marks;        // [passes, rows, mark_stride]
-  int64_t mark_stride, passes;
+  int64_t mark_stride;
 
   static int64_t first_row(const Geometry& g, int64_t h) { return (h + g.pt) / g.sh; }
   static int64_t row_count(const Geometry& g, const GradientGeometry<T>& gg, const Slice& s) {
     return first_row(g, s.end - 1) - first_row(g, s.begin) + gg.top + 1;
   }
 
-  // Loads the rows into memory [passes, rows, Gw, O].
   GradientBand(const Problem<T>& p, const GradientGeometry<T>& gg, const std::vector<Pass>& list, const Gradient& grad,
-               const Slice& s, T* memory, std::vector<T>& scratch)
-      : first(first_row(p.geo, s.begin)), rows(row_count(p.geo, gg, s)), data(memory), mark_stride(gg.Gw + 8),
-        passes(list.size()) {
+               const Slice& s, T* memory, int64_t chunk, int64_t plane)
+      : first(first_row(p.geo, s.begin)), rows(row_count(p.geo, gg, s)), data(memory), chunk(chunk), plane(plane),
+        passes(list.size()), mark_stride(gg.Gw + 8) {
     const Geometry& g = p.geo;
     marks.assign(passes * rows * mark_stride, 0);
+    std::vector<T> scratch, scale(passes * g.Wo);
     const int32_t* counts[16];
     for (size_t i = 0; i < p.branches.size(); ++i) counts[i] = p.windows->counts(i, g, s.n);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t oh = first + r - gg.top;
-      T* all = row(0, r, gg, g);
-      if (oh < 0 || oh >= g.Ho) {
-        for (int64_t k = 0; k < passes; ++k) std::fill_n(row(k, r, gg, g), gg.Gw * g.O, T(0));
-        continue;
-      }
-      for (int64_t k = 0; k < passes; ++k) {
-        std::fill_n(row(k, r, gg, g), gg.left * g.O, T(0));
-        std::fill_n(row(k, r, gg, g) + (gg.left + g.Wo) * g.O, (gg.Gw - gg.left - g.Wo) * g.O, T(0));
-      }
-      load_gradient_row(p, grad, s.n, oh, 0, g.O, scratch, all + gg.left * g.O, g.O);
-      for (int64_t ow = 0; ow < g.Wo; ++ow) {
+      const bool inside = oh >= 0 && oh < g.Ho;
+      for (int64_t ow = 0; inside && ow < g.Wo; ++ow) {
         const Ratios<T> ratios(p, counts, oh * g.Wo + ow);
-        const T* source = all + (gg.left + ow) * g.O;
-        for (int64_t k = passes; k-- > 0;) {  // the first pass last: its row is the source
-          const T scale = ratios.scale(list[k], false);
-          T* dst = row(k, r, gg, g) + (gg.left + ow) * g.O;
-          marks[(k * rows + r) * mark_stride + gg.left + ow] = scale != T(0);
-          if (scale == T(0))
-            std::fill_n(dst, g.O, T(0));
-          else if (k > 0 || scale != T(1))
-            for (int64_t c = 0; c < g.O; ++c) dst[c] = scale * source[c];
+        for (int64_t k = 0; k < passes; ++k) {
+          scale[k * g.Wo + ow] = ratios.scale(list[k], false);
+          marks[(k * rows + r) * mark_stride + gg.left + ow] = scale[k * g.Wo + ow] != T(0);
         }
+      }
+      for (int64_t c = 0; c < g.O; c += chunk) {
+        T* all = row(gg, 0, r) + c / chunk * plane + gg.left * chunk;
+        if (inside) load_gradient_row(p, grad, s.n, oh, c, chunk, scratch, all, chunk);
+        for (int64_t k = passes; k-- > 0;)  // the first pass last: its row is the source
+          scale_row(g, gg, row(gg, k, r) + c / chunk * plane, all, inside ? scale.data() + k * g.Wo : nullptr);
       }
     }
   }
-  T* row(int64_t pass, int64_t r, const GradientGeometry<T>& gg, const Geometry& g) const {
-    return data + (pass * rows + r) * gg.Gw * g.O;
+  T* row(const GradientGeometry<T>& gg, int64_t pass, int64_t r) const {
+    return data + (pass * rows + r) * gg.Gw * chunk;
+  }
+
+ private:
+  void scale_row(const Geometry& g, const GradientGeometry<T>& gg, T* dst, const T* source, const T* scale) const {
+    if (!scale) {
+      std::fill_n(dst, gg.Gw * chunk, T(0));
+      return;
+    }
+    std::fill_n(dst, gg.left * chunk, T(0));
+    std::fill_n(dst + (gg.left + g.Wo) * chunk, (gg.Gw - gg.left - g.Wo) * chunk, T(0));
+    dst += gg.left * chunk;
+    for (int64_t ow = 0; ow < g.Wo; ++ow, dst += chunk, source += chunk) {
+      const T s = scale[ow];
+      if (s == T(0))
+        std::fill_n(dst, chunk, T(0));
+      else if (dst != source || s != T(1))
+        for (int64_t c = 0; c < chunk; ++c) dst[c] = s * source[c];
+    }
   }
 };
 
@@ -142,7 +153,7 @@ struct InputRows {
               if (k == 0 && (!seen || !hit || t.table.taps.empty()))
                 dead.push_back(pixel);
               else if (seen && hit && !t.table.taps.empty())
-                rows.push_back({gradient.row(k, r, gg, g) + c * g.O, pixel, T(1), hit});
+                rows.push_back({gradient.row(gg, k, r) + c * gradient.chunk, pixel, T(1), hit});
             }
           }
           std::stable_sort(rows.begin(), rows.end(), [](const Row<T>& x, const Row<T>& y) { return x.bits < y.bits; });
@@ -240,30 +251,35 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
       pack_grad_input(p, passes[k], slots[k], panel, o, o + chunk, scratch,
                       dst + offset[k] * chunk * panel.vectors * kLanes<T>);
   };
-  const auto load_band = [&](const Band& band, T* memory, InputRows<T>& rows, bool in_parallel) {
-    std::vector<std::unique_ptr<GradientBand<T>>> loaded(band.size());
+  struct LoadedBand {
+    InputRows<T> rows;
+    int64_t plane = 0;
+  };
+  const auto load_band = [&](const Band& band, T* memory, bool threads) {
+    LoadedBand out;
     std::vector<int64_t> at;
-    int64_t size = 0;
     for (const Slice& s : band) {
-      at.push_back(size);
-      size += GradientBand<T>::row_count(g, gg, s) * gradient_row;
+      at.push_back(out.plane);
+      out.plane += GradientBand<T>::row_count(g, gg, s) * gradient_row / g.O * chunk;
     }
-    each(in_parallel, band.size(), [&](int64_t i) {
-      std::vector<T> scratch;
-      loaded[i] = std::make_unique<GradientBand<T>>(p, gg, passes, grad, band[i], memory + at[i], scratch);
+    std::vector<std::unique_ptr<GradientBand<T>>> slices(band.size());
+    each(threads, band.size(), [&](int64_t i) {
+      slices[i] = std::make_unique<GradientBand<T>>(p, gg, passes, grad, band[i], memory + at[i], chunk, out.plane);
     });
-    rows.passes.resize(passes.size());
+    out.rows.passes.resize(passes.size());
     int32_t pixel = 0;
     for (size_t i = 0; i < band.size(); ++i) {
-      rows.add(p, gg, tables, band[i], *loaded[i], pixel, bits);
+      out.rows.add(p, gg, tables, band[i], *slices[i], pixel, bits);
       pixel += static_cast<int32_t>(band[i].rows() * g.W);
     }
+    return out;
   };
   const T zero[kPanel<T>] = {};
-  const auto multiply = [&](const InputRows<T>& rows, const Panel& panel, int64_t o, const T* b, T* results) {
+  const auto multiply = [&](const LoadedBand& band, const Panel& panel, int64_t o, const T* b, T* results) {
     for (size_t k = 0; k < passes.size(); ++k)
-      rows.passes[k].multiply(panel, panel.group * g.Og() + o, b + offset[k] * chunk * panel.vectors * kLanes<T>, results,
-                              k == 0 && o == 0 ? zero : nullptr);
+      band.rows.passes[k].multiply(panel, (panel.group * g.Og() + o) / chunk * band.plane,
+                                   b + offset[k] * chunk * panel.vectors * kLanes<T>, results,
+                                   k == 0 && o == 0 ? zero : nullptr);
   };
   const auto finish = [&](const Band& band, const InputRows<T>& rows, const Panel& panel, T* results,
                           std::vector<T>& scratch) {
@@ -284,16 +300,15 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
 
   if (split_panels) {
     for (const Band& band : bands) {
-      InputRows<T> rows;
-      load_band(band, as<T>(shared), rows, true);
+      const LoadedBand loaded = load_band(band, as<T>(shared), true);
       parallel(wanted.size(), [&](int64_t i, int64_t thread) {
         PackScratch<T> scratch;
         T *results = as<T>(own) + thread * own_size, *packed = results + result_size;
         for (int64_t o = 0; o < g.Og(); o += chunk) {
           pack(wanted[i], o, scratch, packed);
-          multiply(rows, wanted[i], o, packed, results);
+          multiply(loaded, wanted[i], o, packed, results);
         }
-        finish(band, rows, wanted[i], results, scratch.block);
+        finish(band, loaded.rows, wanted[i], results, scratch.block);
       });
     }
   } else {
@@ -304,11 +319,10 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
-      InputRows<T> rows;
-      load_band(bands[i], results + result_size, rows, false);
+      const LoadedBand loaded = load_band(bands[i], results + result_size, false);
       for (const Panel& panel : wanted) {
-        multiply(rows, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
-        finish(bands[i], rows, panel, results, scratch);
+        multiply(loaded, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
+        finish(bands[i], loaded.rows, panel, results, scratch);
       }
     });
   }

@@ -102,7 +102,7 @@ static void accumulate(const Problem<T>& p, const Pass& pass, const PassPixels<T
   const int64_t columns = panel.vectors * kLanes<T>;
   const T* gradient = pixels.gradient + pixels.pixels * panel.column;
   // Neighbouring taps of a dense kernel are one run of the padded row.
-  const bool dense = chunk == g.C && g.dw == 1;
+  const bool dense = g.dw == 1;
   constexpr size_t kPixels = 128;  // whose gradients stay in the first cache
   const int64_t run = dense ? pass.kw * chunk : chunk;
   for (int64_t i = 0; i < pass.kh; ++i) {
@@ -110,8 +110,8 @@ static void accumulate(const Problem<T>& p, const Pass& pass, const PassPixels<T
     for (size_t first = 0; first < list.size(); first += kPixels) {
       const int64_t n = std::min(kPixels, list.size() - first);
       for (int64_t j = 0; j < (dense ? 1 : pass.kw); ++j) {
-        const T* window = features.data + ((pass.top + i) * g.dh * g.Wp + (pass.left + j) * g.dw) * g.C +
-                          panel.group * g.Cg() + c;
+        const T* window = features.data + features.channel_offset(panel.group * g.Cg() + c) +
+                          ((pass.top + i) * g.dh * g.Wp + (pass.left + j) * g.dw) * chunk;
         T* out = grads + (i * pass.kw + j) * chunk * columns;
         for (int64_t m = 0, tiles = (run + kRows - 1) / kRows; tiles > 0; --tiles) {
           const int64_t rows = (run - m + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
@@ -183,7 +183,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
       std::fill_n(mine, sum_size, T(0));
       const int64_t count = bands.size();
       for (int64_t i = copy * count / copies; i < (copy + 1) * count / copies; ++i) {
-        const FeatureBand<T> features(g, bands[i], memory);
+        const FeatureBand<T> features(g, bands[i], chunk, memory);
         const WeightBand<T> band(p, passes, panels, grad, bands[i], features, memory + feature_size, false,
                                  grad_sum ? channel_sums[copy].data() : nullptr);
         if (!any) continue;
@@ -201,7 +201,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
     });
   } else {
     for (size_t b = 0; b < bands.size(); ++b) {
-      const FeatureBand<T> features(g, bands[b], as<T>(scratch));
+      const FeatureBand<T> features(g, bands[b], chunk, as<T>(scratch));
       const WeightBand<T> band(p, passes, panels, grad, bands[b], features, as<T>(scratch) + feature_size, true,
                                grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
