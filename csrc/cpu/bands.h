@@ -31,101 +31,90 @@ static std::vector<Band> make_bands(int64_t N, int64_t height, int64_t rows) {
   return bands;
 }
 
-// One row of one stored channel in the compute type; `buffer` holds it where it must be converted.
-template <class T>
-PCONV_INLINE const T* channel_row(DType dtype, const Source& s, int64_t n, int64_t c, int64_t h, T* buffer) {
-  const int64_t offset = ((n * s.C + c) * s.H + h) * s.W;
-  if (is_wide(dtype)) return static_cast<const T*>(s.data) + offset;
-  widen(dtype, s.data, offset, s.W, buffer);
-  return buffer;
-}
-
 PCONV_INLINE const uint8_t* mask_row(const Source& s, int64_t n, int64_t c, int64_t h) {
   return s.mask ? s.mask + n * s.mask_stride_n + ((s.mask_per_channel ? c * s.H : 0) + h) * s.W : nullptr;
 }
 
-// Channels [c0, c0 + cn) of the masked row hs of one source into dst [width, ldd]: a select, so that NaN in a hole goes
-// no further.
+// Channels [c0, c0 + cn) of the masked row h into dst [width, ldd]: a select, so that NaN in a hole goes no further.
 template <class T>
-static void load_channels(const Problem<T>& p, const Source& s, int64_t n, int64_t hs, int64_t c0, int64_t cn,
+static void load_channels(const Problem<T>& p, const Source& s, int64_t n, int64_t h, int64_t c0, int64_t cn,
                           int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   if (s.channels_last) {
     for (int64_t w = 0; w < width; ++w)
-      widen(p.dtype, s.data, ((n * s.H + hs) * s.W + (w >> s.up)) * s.C + c0, cn, dst + w * ldd);
-  } else if (is_wide(p.dtype) && !s.up) {
-    transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + hs) * s.W, s.H * s.W, cn, width, dst, ldd);
+      widen(p.dtype, s.data, ((n * s.H + h) * s.W + w) * s.C + c0, cn, dst + w * ldd);
+  } else if (is_wide(p.dtype)) {
+    transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + h) * s.W, s.H * s.W, cn, width, dst, ldd);
   } else {
-    scratch.resize(cn * width + s.W);
-    T* stored = scratch.data() + cn * width;
-    for (int64_t c = 0; c < cn; ++c) {
-      const T* row = channel_row(p.dtype, s, n, c0 + c, hs, stored);
-      for (int64_t w = 0; w < width; ++w) scratch[c * width + w] = row[w >> s.up];
-    }
+    scratch.resize(cn * width);
+    for (int64_t c = 0; c < cn; ++c)
+      widen(p.dtype, s.data, ((n * s.C + c0 + c) * s.H + h) * s.W, width, scratch.data() + c * width);
     transpose(scratch.data(), width, cn, width, dst, ldd);
   }
   if (s.mask && !s.mask_per_channel) {
-    const uint8_t* mask = mask_row(s, n, 0, hs);
+    const uint8_t* mask = mask_row(s, n, 0, h);
     for (int64_t w = 0; w < width; ++w)
-      if (!mask[w >> s.up]) std::fill_n(dst + w * ldd, cn, T(0));
+      if (!mask[w]) std::fill_n(dst + w * ldd, cn, T(0));
   } else if (s.mask) {
     for (int64_t c = 0; c < cn; ++c) {
-      const uint8_t* mask = mask_row(s, n, c0 + c, hs);
+      const uint8_t* mask = mask_row(s, n, c0 + c, h);
       for (int64_t w = 0; w < width; ++w)
-        if (!mask[w >> s.up]) dst[w * ldd + c] = T(0);
+        if (!mask[w]) dst[w * ldd + c] = T(0);
     }
   }
 }
 
-// Masked, padded features of a band of output rows, [C / chunk][rows of all slices, Wp][chunk]. Chunks are what one
-// visit of packed weights covers; a plane of few channels also keeps neighbouring pixels out of each other's cache sets.
+// Masked, padded features of one source for a band of output rows, [C / chunk][rows of all slices, Wp][chunk]. Planes of
+// few channels also keep neighbouring pixels out of each other's cache sets.
 template <class T>
 struct FeatureBand {
+  const View& view;
+  const Source& source;
   T* data;
   int64_t chunk, plane = 0;      // entries between chunks
+  Band stored;                   // the slices in stored rows
   std::vector<int64_t> offset;   // of each slice in a plane
 
-  static int64_t rows(const Geometry& g, const Slice& s) {
+  static Slice stored_slice(const View& v, const Slice& s) {
+    return {s.n, s.begin >> v.up, s.rows() ? ((s.end - 1) >> v.up) + 1 : s.begin >> v.up};
+  }
+  static int64_t padded_rows(const Geometry& g, const Slice& s) {
     return s.rows() ? (s.rows() - 1) * g.sh + (g.kh - 1) * g.dh + 1 : 0;
   }
-  static int64_t size(const Geometry& g, const Band& band) {
+  static int64_t size(const View& v, const Band& band) {
     int64_t n = 0;
-    for (const Slice& s : band) n += rows(g, s) * g.Wp * g.C;
+    for (const Slice& s : band) n += padded_rows(v.g, stored_slice(v, s)) * v.g.Wp * v.g.C;
     return n;
   }
-  FeatureBand(const Geometry& g, const Band& band, int64_t chunk, T* memory) : data(memory), chunk(chunk) {
+  FeatureBand(const View& v, const Source& source, const Band& band, int64_t chunk, T* memory)
+      : view(v), source(source), data(memory), chunk(chunk) {
     for (const Slice& s : band) {
+      stored.push_back(stored_slice(v, s));
       offset.push_back(plane);
-      plane += rows(g, s) * g.Wp * chunk;
+      plane += padded_rows(v.g, stored.back()) * v.g.Wp * chunk;
     }
   }
-  // Start of the largest window of output pixel (oh, ow) of slice s, in the first chunk.
-  const T* window(const Geometry& g, const Band& band, size_t s, int64_t oh, int64_t ow) const {
-    return data + offset[s] + ((oh - band[s].begin) * g.sh * g.Wp + ow * g.sw) * chunk;
+  // Start of the window of output pixel (oh, ow) of slice s, in the first chunk.
+  const T* window(size_t s, int64_t oh, int64_t ow) const {
+    const Geometry& g = view.g;
+    return data + offset[s] + (((oh >> view.up) - stored[s].begin) * g.sh * g.Wp + (ow >> view.up) * g.sw) * chunk;
   }
-  int64_t channel_offset(int64_t channel) const { return channel / chunk * plane; }
+  // Chunk that begins with channel c of the source.
+  int64_t channel_offset(int64_t c) const { return c / chunk * plane; }
 
-  void load_row(const Problem<T>& p, int64_t n, int64_t hp, std::vector<T>& scratch, T* dst) const {
-    const Geometry& g = p.geo;
-    const int64_t h = hp - g.pt, width = std::min(g.W, g.Wp - g.pl);
-    const bool inside = h >= 0 && h < g.H && width > 0;
+  // Padded row i of slice s.
+  void load_row(const Problem<T>& p, size_t s, int64_t i, std::vector<T>& scratch) const {
+    const Geometry& g = view.g;
+    const int64_t h = stored[s].begin * g.sh + i - g.pt, width = std::min(g.W, g.Wp - g.pl);
     for (int64_t c = 0; c < g.C; c += chunk) {
-      T* row = dst + channel_offset(c);
-      if (!inside) {
+      T* row = data + channel_offset(c) + offset[s] + i * g.Wp * chunk;
+      if (h < 0 || h >= g.H || width <= 0) {
         std::fill_n(row, g.Wp * chunk, T(0));
         continue;
       }
       std::fill_n(row, g.pl * chunk, T(0));
       std::fill_n(row + (g.pl + width) * chunk, (g.Wp - g.pl - width) * chunk, T(0));
+      load_channels(p, source, stored[s].n, h, c, chunk, width, scratch, row + g.pl * chunk, chunk);
     }
-    int64_t channel = 0;
-    for (const Source& s : p.sources)
-      for (int64_t c = 0; inside && c < s.C;) {
-        const int64_t count = std::min(s.C - c, chunk - channel % chunk);
-        load_channels(p, s, n, h >> s.up, c, count, width, scratch,
-                      dst + channel_offset(channel) + g.pl * chunk + channel % chunk, chunk);
-        c += count;
-        channel += count;
-      }
   }
 };
 
@@ -139,19 +128,32 @@ static void each(bool threads, int64_t n, const F& f) {
 }
 
 template <class T>
-static void load_features(const Problem<T>& p, const Band& band, const FeatureBand<T>& features, bool threads) {
-  struct Job {
-    int64_t n, hp;
-    T* dst;
-  };
-  std::vector<Job> jobs;
-  for (size_t s = 0; s < band.size(); ++s)
-    for (int64_t i = 0; i < FeatureBand<T>::rows(p.geo, band[s]); ++i)
-      jobs.push_back({band[s].n, band[s].begin * p.geo.sh + i, features.data + features.offset[s] + i * p.geo.Wp * features.chunk});
-  each(threads, jobs.size(), [&](int64_t i) {
+static void load_features(const Problem<T>& p, const FeatureBand<T>& features, bool threads) {
+  std::vector<std::pair<size_t, int64_t>> rows;
+  for (size_t s = 0; s < features.stored.size(); ++s)
+    for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view.g, features.stored[s]); ++i) rows.emplace_back(s, i);
+  each(threads, rows.size(), [&](int64_t i) {
     thread_local std::vector<T> scratch;
-    features.load_row(p, jobs[i].n, jobs[i].hp, scratch, jobs[i].dst);
+    features.load_row(p, rows[i].first, rows[i].second, scratch);
   });
+}
+
+// The features of every source for one band, and the memory they need.
+template <class T>
+static int64_t features_size(const std::vector<View>& views, const Band& band) {
+  int64_t n = 0;
+  for (const View& v : views) n += FeatureBand<T>::size(v, band);
+  return n;
+}
+template <class T>
+static std::vector<FeatureBand<T>> make_features(const Problem<T>& p, const std::vector<View>& views, const Band& band,
+                                                 const std::vector<int64_t>& chunk, T* memory) {
+  std::vector<FeatureBand<T>> out;
+  for (size_t i = 0; i < views.size(); ++i) {
+    out.emplace_back(views[i], p.sources[i], band, chunk[i], memory);
+    memory += FeatureBand<T>::size(views[i], band);
+  }
+  return out;
 }
 
 // Channels [channel, channel + width) of row oh of the gradient of image n into dst [Wo, ldd].

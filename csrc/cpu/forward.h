@@ -8,7 +8,9 @@ PCONV_INLINE bool bits_available(const Geometry& g) {
 }
 
 template <class T>
-static TapTable forward_taps(const Geometry& g, const Pass& pass, int64_t chunk, bool bits) {
+static TapTable forward_taps(const Problem<T>& p, const View& view, const Pass& pass, int64_t chunk) {
+  const Geometry& g = view.g;
+  const bool bits = !view.up && bits_available(g);
   TapTable table;
   for (int64_t i = 0; i < pass.kh; ++i)
     for (int64_t j = 0; j < pass.kw; ++j) {
@@ -33,47 +35,51 @@ struct ForwardRows {
   std::vector<int32_t> dead;
 
   ForwardRows(const Problem<T>& p, const std::vector<Pass>& list, const std::vector<TapTable>& taps, const Band& band,
-              const FeatureBand<T>& features) : passes(list.size()) {
+              const std::vector<FeatureBand<T>>& features) : passes(list.size()) {
     const Geometry& g = p.geo;
     const bool bits = bits_available(g);
     struct Mixed {
       int64_t key;
-      Row<T> row;
+      int64_t slice, oh, ow;
+      int32_t pixel;
+      uint64_t bits;
       Ratios<T> ratios;
     };
     std::vector<std::vector<Row<T>>> rows(list.size());
+    const auto add = [&](size_t k, int64_t s, int64_t oh, int64_t ow, int32_t pixel, T scale, uint64_t live) {
+      const Pass& pass = list[k];
+      if (scale == T(0)) return;
+      if (pass.row_class >= 0 && (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
+        return;
+      rows[k].push_back({features[pass.source].window(s, oh, ow), pixel, scale, live});
+    };
     std::vector<Mixed> mixed;
     int32_t pixel = 0;
     for (size_t s = 0; s < band.size(); ++s) {
-      const int64_t n = band[s].n;
-      const int32_t* counts[16];
-      for (size_t i = 0; i < p.branches.size(); ++i) counts[i] = p.windows->counts(i, g, n);
-      const uint8_t* valid = p.windows->valid_rows(g, n);
+      const Counts<T> counts(p, band[s].n);
+      const uint8_t* valid = p.windows->valid_rows(g, band[s].n);
       for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
         for (int64_t ow = 0; ow < g.Wo; ++ow, ++pixel) {
-          const Ratios<T> ratios(p, counts, oh * g.Wo + ow);
-          const Row<T> row{features.window(g, band, s, oh, ow), pixel, T(1), kAllTaps};
+          const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
           if (!ratios.live) {
             dead.push_back(pixel);
           } else if (ratios.whole) {
-            rows[0].push_back(row);
+            for (size_t k = 0; k < list.size(); ++k)
+              if (list[k].kind == Pass::kAll) add(k, s, oh, ow, pixel, T(1), kAllTaps);
           } else {
             const int64_t vertical = border_class(oh * g.sh - g.pt, (g.kh - 1) * g.dh + 1, g.H, oh, g.Ho);
             const int64_t horizontal = border_class(ow * g.sw - g.pl, (g.kw - 1) * g.dw + 1, g.W, ow, g.Wo);
-            mixed.push_back({vertical * 64 + horizontal, row, ratios});
-            if (bits) {
-              const int64_t stride = p.windows->valid_stride;
-              mixed.back().row.bits = window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw);
-            }
+            const int64_t stride = p.windows->valid_stride;
+            mixed.push_back({vertical * 64 + horizontal, static_cast<int64_t>(s), oh, ow, pixel,
+                             bits ? window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw) : kAllTaps,
+                             ratios});
           }
         }
     }
     std::stable_sort(mixed.begin(), mixed.end(), [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
-    for (Mixed& m : mixed)
-      for (size_t k = 0; k < list.size(); ++k) {
-        m.row.scale = m.ratios.scale(list[k], true);
-        if (m.row.scale != T(0)) rows[k].push_back(m.row);
-      }
+    for (const Mixed& m : mixed)
+      for (size_t k = 0; k < list.size(); ++k)
+        add(k, m.slice, m.oh, m.ow, m.pixel, m.ratios.scale(list[k], true), m.bits);
     for (size_t k = 0; k < list.size(); ++k) passes[k].append(rows[k], taps[k]);
   }
 };
@@ -82,46 +88,47 @@ template <class T>
 static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
-  const std::vector<Pass> passes = make_passes(p, true);
-  const Panels panels = make_panels<T>(g.groups, {g.Og()});
-  std::vector<int64_t> offset{0};  // of each pass in a packed panel, in taps
-  for (const Pass& pass : passes) offset.push_back(offset.back() + pass.taps());
+  const std::vector<View> views = make_views(p);
+  const std::vector<Pass> passes = make_passes(p, views, true);
+  const Panels panels = make_panels<T>(g.groups, g.Og());
 
-  const int64_t weight_bytes = offset.back() * g.Cg() * panels.columns * sizeof(T);
+  const int64_t weight_bytes = reduction_rows(passes, views) * panels.columns * sizeof(T);
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * kPanel<T>) * sizeof(T);
   const int64_t threads = thread_count();
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared band; else
   // the packed weights are shared and each thread takes bands.
   const bool split_panels = weight_bytes > row_bytes * g.N * g.Ho && static_cast<int64_t>(panels.list.size()) >= threads;
-  const int64_t chunk = split_panels ? channel_chunk(g.Cg()) : g.Cg();
+  const Layout layout(passes, views, !split_panels);
   std::vector<TapTable> taps;
-  for (const Pass& pass : passes) taps.push_back(forward_taps<T>(g, pass, chunk, bits_available(g)));
+  for (const Pass& pass : passes) taps.push_back(forward_taps(p, views[pass.source], pass, layout.chunk[pass.source]));
   const int64_t budget = split_panels ? kSharedBandBytes : kTileCacheBytes;
   const std::vector<Band> bands = make_bands(g.N, g.Ho, std::max<int64_t>(1, budget / row_bytes));
   int64_t feature_size = 0, max_rows = 0;
   for (const Band& band : bands) {
-    feature_size = std::max(feature_size, FeatureBand<T>::size(g, band));
+    feature_size = std::max(feature_size, features_size<T>(views, band));
     max_rows = std::max(max_rows, band_rows(band));
   }
   const int64_t result_size = max_rows * g.Wo * kPanel<T>;
-  const int64_t panel_size = split_panels ? offset.back() * chunk * kPanel<T> : 0;
-  const int64_t shared_size = split_panels ? feature_size : offset.back() * chunk * panels.columns;
-  const int64_t own_size = result_size + (split_panels ? panel_size : feature_size);
+  const int64_t shared_size = split_panels ? feature_size : layout.rows * panels.columns;
+  const int64_t own_size = result_size + (split_panels ? layout.rows * kPanel<T> : feature_size);
   const Buffer shared = allocate(shared_size * sizeof(T)), own = allocate(threads * own_size * sizeof(T));
 
-  const auto pack = [&](const Panel& panel, int64_t c, PackScratch<T>& scratch, T* dst) {
+  // One chunk of channels of one source, of one panel.
+  const auto pack = [&](const Panel& panel, size_t source, int64_t c, PackScratch<T>& scratch, T* dst) {
     for (size_t k = 0; k < passes.size(); ++k)
-      pack_forward(p, passes[k], panel, c, c + chunk, scratch, dst + offset[k] * chunk * panel.vectors * kLanes<T>);
+      if (passes[k].source == source)
+        pack_forward(p, passes[k], panel, views[source].channel + c, layout.chunk[source], scratch,
+                     dst + layout.row[k] * panel.vectors * kLanes<T>);
   };
-  // One chunk of input channels against one panel; the first one starts the results.
-  const auto multiply = [&](const ForwardRows<T>& rows, const FeatureBand<T>& features, const Panel& panel, int64_t c,
-                            const T* b, T* results) {
+  const auto multiply = [&](const ForwardRows<T>& rows, const std::vector<FeatureBand<T>>& features, const Panel& panel,
+                            size_t source, int64_t c, const T* b, T* results) {
     const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
     T init[kPanel<T>] = {};
     if (bias) std::copy_n(bias + channel, panel.width, init);
     for (size_t k = 0; k < passes.size(); ++k)
-      rows.passes[k].multiply(panel, features.channel_offset(panel.group * g.Cg() + c), b + offset[k] * chunk * columns, results,
-                              k == 0 && c == 0 ? init : nullptr);
+      if (passes[k].source == source)
+        rows.passes[k].multiply(panel, features[source].channel_offset(panel.group * views[source].g.Cg() + c),
+                                b + layout.row[k] * columns, results, passes[k].starts && c == 0 ? init : nullptr);
   };
   const auto finish = [&](const Band& band, const ForwardRows<T>& rows, const Panel& panel, T* results,
                           std::vector<T>& scratch) {
@@ -135,32 +142,35 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
 
   if (split_panels) {
     for (const Band& band : bands) {
-      const FeatureBand<T> features(g, band, chunk, as<T>(shared));
-      load_features(p, band, features, true);
+      const std::vector<FeatureBand<T>> features = make_features(p, views, band, layout.chunk, as<T>(shared));
+      for (const FeatureBand<T>& source : features) load_features(p, source, true);
       const ForwardRows<T> rows(p, passes, taps, band, features);
       parallel(panels.list.size(), [&](int64_t i, int64_t thread) {
         PackScratch<T> scratch;
         T *results = as<T>(own) + thread * own_size, *packed = results + result_size;
-        for (int64_t c = 0; c < g.Cg(); c += chunk) {
-          pack(panels.list[i], c, scratch, packed);
-          multiply(rows, features, panels.list[i], c, packed, results);
-        }
+        for (size_t source = 0; source < views.size(); ++source)
+          for (int64_t c = 0; c < views[source].g.Cg(); c += layout.chunk[source]) {
+            pack(panels.list[i], source, c, scratch, packed);
+            multiply(rows, features, panels.list[i], source, c, packed, results);
+          }
         finish(band, rows, panels.list[i], results, scratch.block);
       });
     }
   } else {
     parallel(panels.list.size(), [&](int64_t i, int64_t) {
       PackScratch<T> scratch;
-      pack(panels.list[i], 0, scratch, as<T>(shared) + offset.back() * chunk * panels.list[i].column);
+      for (size_t source = 0; source < views.size(); ++source)
+        pack(panels.list[i], source, 0, scratch, as<T>(shared) + layout.rows * panels.list[i].column);
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
-      const FeatureBand<T> features(g, bands[i], chunk, results + result_size);
-      load_features(p, bands[i], features, false);
+      const std::vector<FeatureBand<T>> features = make_features(p, views, bands[i], layout.chunk, results + result_size);
+      for (const FeatureBand<T>& source : features) load_features(p, source, false);
       const ForwardRows<T> rows(p, passes, taps, bands[i], features);
       for (const Panel& panel : panels.list) {
-        multiply(rows, features, panel, 0, as<T>(shared) + offset.back() * chunk * panel.column, results);
+        for (size_t source = 0; source < views.size(); ++source)
+          multiply(rows, features, panel, source, 0, as<T>(shared) + layout.rows * panel.column, results);
         finish(bands[i], rows, panel, results, scratch);
       }
     });

@@ -13,74 +13,96 @@ template <class T>
 struct WeightBand {
   std::vector<PassPixels<T>> passes;
 
-  static int64_t size(int64_t pixels, size_t passes, const Panels& panels) { return pixels * passes * panels.columns; }
+  static int64_t size(int64_t pixels, const std::vector<Pass>& list, const Panels& panels) {
+    int64_t copies = 1;
+    for (const Pass& pass : list) copies += pass.kind != Pass::kAll;
+    return pixels * copies * panels.columns;
+  }
 
   // Uses `memory` of size(); adds the channel sums over live pixels to `sums` where that is not null.
   WeightBand(const Problem<T>& p, const std::vector<Pass>& list, const Panels& panels, const Gradient& grad,
-             const Band& band, const FeatureBand<T>& features, T* memory, bool threads, double* sums)
+             const Band& band, const std::vector<FeatureBand<T>>& features, T* memory, bool threads, double* sums)
       : passes(list.size()) {
     const Geometry& g = p.geo;
     const int64_t all = band_rows(band) * g.Wo;
-    std::vector<std::vector<int32_t>> pixel(list.size());  // of the band, for every pixel of a pass
-    std::vector<std::vector<T>> scale(list.size());
-    collect(p, list, band, features, pixel, scale);
-    for (PassPixels<T>& pass : passes) {
-      const size_t k = &pass - passes.data();
-      pass.pixels = k == 0 ? all : static_cast<int64_t>(pixel[k].size());
-      pass.gradient = memory;
-      memory += pass.pixels * panels.columns;
+    std::vector<Scaled> corrections(list.size());
+    Scaled live;
+    collect(p, list, band, features, live, corrections);
+    T* const dense = memory;
+    memory += all * panels.columns;
+    for (size_t k = 0; k < list.size(); ++k) {
+      const bool correction = list[k].kind != Pass::kAll;
+      passes[k].pixels = correction ? static_cast<int64_t>(corrections[k].pixel.size()) : all;
+      passes[k].gradient = correction ? memory : dense;
+      if (correction) memory += passes[k].pixels * panels.columns;
     }
     each(threads, panels.list.size(), [&](int64_t i) {
       const Panel& panel = panels.list[i];
       const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
-      T* plain = passes[0].gradient + all * panel.column;
+      T* plain = dense + all * panel.column;
       std::vector<T> scratch;
       T* row = plain;
       if (columns > panel.width) std::fill_n(plain, all * columns, T(0));
       for (const Slice& s : band)
         for (int64_t oh = s.begin; oh < s.end; ++oh, row += g.Wo * columns)
           load_gradient_row(p, grad, s.n, oh, channel, panel.width, scratch, row, columns);
-      if (sums) add_sums(plain, columns, panel.width, pixel[0], sums + channel);
-      for (size_t k = list.size(); k-- > 0;) {  // the first pass last: it scales in place what the others read
-        T* dst = passes[k].gradient + passes[k].pixels * panel.column;
-        for (size_t j = 0; j < pixel[k].size(); ++j) {
-          const T* from = plain + pixel[k][j] * columns;
-          T* to = k == 0 ? plain + pixel[k][j] * columns : dst + j * columns;
-          const T s = scale[k][j];
-          if (k > 0 || s != T(1))
-            for (int64_t c = 0; c < columns; c += kLanes<T>) store(to + c, s * load(from + c));
-        }
-      }
+      if (sums) add_sums(plain, columns, panel.width, live.pixel, sums + channel);
+      for (size_t k = 0; k < list.size(); ++k)
+        for (size_t j = 0; j < corrections[k].pixel.size(); ++j)
+          scale_row(plain + corrections[k].pixel[j] * columns, corrections[k].scale[j], columns,
+                    passes[k].gradient + passes[k].pixels * panel.column + j * columns);
+      for (size_t j = 0; j < live.pixel.size(); ++j)
+        if (live.scale[j] != T(1))
+          scale_row(plain + live.pixel[j] * columns, live.scale[j], columns, plain + live.pixel[j] * columns);
     });
   }
 
  private:
-  void collect(const Problem<T>& p, const std::vector<Pass>& list, const Band& band, const FeatureBand<T>& features,
-               std::vector<std::vector<int32_t>>& pixel, std::vector<std::vector<T>>& scale) {
+  struct Scaled {
+    std::vector<int32_t> pixel;  // of the band
+    std::vector<T> scale;
+  };
+
+  void collect(const Problem<T>& p, const std::vector<Pass>& list, const Band& band,
+               const std::vector<FeatureBand<T>>& features, Scaled& live, std::vector<Scaled>& corrections) {
     const Geometry& g = p.geo;
     for (size_t k = 0; k < list.size(); ++k) passes[k].kernel_rows.resize(list[k].kh);
     int32_t at = 0;
     for (size_t s = 0; s < band.size(); ++s) {
-      const int32_t* counts[16];
-      for (size_t i = 0; i < p.branches.size(); ++i) counts[i] = p.windows->counts(i, g, band[s].n);
+      const Counts<T> counts(p, band[s].n);
       for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
         for (int64_t ow = 0; ow < g.Wo; ++ow, ++at) {
-          const Ratios<T> ratios(p, counts, oh * g.Wo + ow);
+          const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
           if (!ratios.live) continue;
-          const int32_t window = static_cast<int32_t>(features.window(g, band, s, oh, ow) - features.data);
-          for (size_t k = 0; k < (ratios.whole ? 1 : list.size()); ++k) {
-            const T factor = ratios.scale(list[k], true);
+          live.pixel.push_back(at);
+          live.scale.push_back(ratios.r[ratios.n - 1]);
+          for (size_t k = 0; k < list.size(); ++k) {
+            const Pass& pass = list[k];
+            const bool correction = pass.kind != Pass::kAll;
+            if (correction && ratios.whole) continue;
+            const T factor = ratios.scale(pass, true);
             if (factor == T(0)) continue;
-            const int32_t row = k == 0 ? at : static_cast<int32_t>(pixel[k].size());
-            pixel[k].push_back(at);
-            scale[k].push_back(factor);
-            for (int64_t i = 0; i < list[k].kh; ++i) {
-              const int64_t h = oh * g.sh + (list[k].top + i) * g.dh - g.pt;
-              if (h >= 0 && h < g.H) passes[k].kernel_rows[i].push_back({window, row});
+            if (pass.row_class >= 0 &&
+                (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
+              continue;
+            if (correction) {
+              corrections[k].pixel.push_back(at);
+              corrections[k].scale.push_back(factor);
+            }
+            const FeatureBand<T>& source = features[pass.source];
+            const int32_t window = static_cast<int32_t>(source.window(s, oh, ow) - source.data);
+            const int32_t row = correction ? static_cast<int32_t>(corrections[k].pixel.size()) - 1 : at;
+            const Geometry& v = source.view.g;
+            for (int64_t i = 0; i < pass.kh; ++i) {
+              const int64_t h = (oh >> source.view.up) * v.sh + (pass.top + i) * v.dh - v.pt;
+              if (h >= 0 && h < v.H) passes[k].kernel_rows[i].push_back({window, row});
             }
           }
         }
     }
+  }
+  static void scale_row(const T* from, T scale, int64_t columns, T* to) {
+    for (int64_t c = 0; c < columns; c += kLanes<T>) store(to + c, scale * load(from + c));
   }
   static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<int32_t>& pixels, double* sums) {
     constexpr size_t kRun = 256;  // summed in T, then in double
@@ -96,10 +118,10 @@ struct WeightBand {
 
 // Channels [c, c + chunk) of one pass against one panel: adds to grads [taps * chunk, columns].
 template <class T>
-static void accumulate(const Problem<T>& p, const Pass& pass, const PassPixels<T>& pixels, const Panel& panel,
-                       const FeatureBand<T>& features, int64_t c, int64_t chunk, T* grads) {
-  const Geometry& g = p.geo;
-  const int64_t columns = panel.vectors * kLanes<T>;
+static void accumulate(const Pass& pass, const PassPixels<T>& pixels, const Panel& panel, const FeatureBand<T>& features,
+                       int64_t c, T* grads) {
+  const Geometry& g = features.view.g;
+  const int64_t columns = panel.vectors * kLanes<T>, chunk = features.chunk;
   const T* gradient = pixels.gradient + pixels.pixels * panel.column;
   // Neighbouring taps of a dense kernel are one run of the padded row.
   const bool dense = g.dw == 1;
@@ -127,53 +149,61 @@ template <class T>
 static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*>& grad_weights,
                         const std::vector<T*>& grad_scales, T* grad_sum) {
   const Geometry& g = p.geo;
-  const std::vector<Pass> passes = make_passes(p, true);
-  const Panels panels = make_panels<T>(g.groups, {g.Og()});
+  const std::vector<View> views = make_views(p);
+  const std::vector<Pass> passes = make_passes(p, views, true);
+  const Panels panels = make_panels<T>(g.groups, g.Og());
   const size_t branches = p.branches.size();
-  std::vector<int64_t> offset{0};  // of each pass, in taps
-  for (const Pass& pass : passes) offset.push_back(offset.back() + pass.taps());
 
   const int64_t threads = thread_count();
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * panels.columns) * sizeof(T);
-  const int64_t weight_bytes = offset.back() * g.Cg() * panels.columns * sizeof(T);
+  const int64_t weight_bytes = reduction_rows(passes, views) * panels.columns * sizeof(T);
   // Small gradients: every thread sums its own copy over bands of its own. Large ones: one band at a time, and each
   // task makes the final gradient of one panel and chunk of channels, so that no sum ever leaves the cache.
   const bool own_copies = weight_bytes * threads <= (16 << 20);
-  const int64_t chunk = own_copies ? g.Cg() : channel_chunk(g.Cg());
+  const Layout layout(passes, views, own_copies);
   const std::vector<Band> bands =
       make_bands(g.N, g.Ho, std::max<int64_t>(1, (own_copies ? kTileCacheBytes : kSharedBandBytes) / row_bytes));
   int64_t feature_size = 0, max_pixels = 0;
   for (const Band& band : bands) {
-    feature_size = std::max(feature_size, FeatureBand<T>::size(g, band));
+    feature_size = std::max(feature_size, features_size<T>(views, band));
     max_pixels = std::max(max_pixels, band_rows(band) * g.Wo);
   }
   const int64_t copies = own_copies ? threads : 1;
-  const int64_t band_size = feature_size + WeightBand<T>::size(max_pixels, passes.size(), panels);
-  const int64_t sum_size = offset.back() * chunk * (own_copies ? panels.columns : kPanel<T>);
+  const int64_t band_size = feature_size + WeightBand<T>::size(max_pixels, passes, panels);
+  const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
   const Buffer scratch = allocate(copies * band_size * sizeof(T)), sums = allocate(threads * sum_size * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));
 
-  const auto accumulate_all = [&](const WeightBand<T>& band, const FeatureBand<T>& features, const Panel& panel, int64_t c,
-                                  T* dst) {
-    for (size_t k = 0; k < passes.size(); ++k)
-      accumulate(p, passes[k], band.passes[k], panel, features, c, chunk,
-                 dst + offset[k] * chunk * panel.vectors * kLanes<T>);
+  // Chunks of channels, source after source; one of them is all of a source where layout.whole.
+  struct Chunk {
+    size_t source;
+    int64_t c;
   };
-  const auto unpack = [&](size_t branch, const Panel& panel, int64_t c, const T* src, int64_t partial_sums, bool add,
-                          PackScratch<T>& pack, double* scale) {
-    std::vector<const T*> parts;
-    for (size_t k = 0; k < passes.size(); ++k) parts.push_back(src + offset[k] * chunk * panel.vectors * kLanes<T>);
-    unpack_grad_weight(p, passes, branch, panel, c, c + chunk, parts, partial_sums, sum_size, pack, add,
-                       grad_weights[branch], grad_scales[branch] ? scale : nullptr);
+  std::vector<Chunk> chunks;
+  for (size_t s = 0; s < views.size(); ++s)
+    for (int64_t c = 0; c < views[s].g.Cg(); c += layout.chunk[s]) chunks.push_back({s, c});
+  std::vector<double> scale_sums(chunks.size() * branches * g.O, 0.0);  // [chunk][branch][O]
+
+  const auto accumulate_chunk = [&](const WeightBand<T>& band, const std::vector<FeatureBand<T>>& features,
+                                    const Panel& panel, const Chunk& chunk, T* dst) {
+    for (size_t k = 0; k < passes.size(); ++k)
+      if (passes[k].source == chunk.source)
+        accumulate(passes[k], band.passes[k], panel, features[chunk.source], chunk.c,
+                   dst + layout.row[k] * panel.vectors * kLanes<T>);
   };
   const auto wanted = [&](size_t branch) { return grad_weights[branch] || grad_scales[branch]; };
+  const auto unpack_chunk = [&](size_t branch, const Panel& panel, size_t chunk, const T* src, int64_t partial_sums,
+                                bool add, PackScratch<T>& pack) {
+    const Chunk& at = chunks[chunk];
+    std::vector<const T*> parts(passes.size(), nullptr);
+    for (size_t k = 0; k < passes.size(); ++k)
+      if (passes[k].source == at.source) parts[k] = src + layout.row[k] * panel.vectors * kLanes<T>;
+    double* scale = scale_sums.data() + (chunk * branches + branch) * g.O + panel.group * g.Og() + panel.first;
+    unpack_grad_weight(p, passes, branch, panel, views[at.source].channel + at.c, layout.chunk[at.source], parts,
+                       partial_sums, sum_size, pack, add, grad_weights[branch], grad_scales[branch] ? scale : nullptr);
+  };
   bool any = false;
   for (size_t i = 0; i < branches; ++i) any |= wanted(i);
-  const int64_t chunks = g.Cg() / std::max<int64_t>(chunk, 1);
-  std::vector<double> scale_sums(chunks * branches * g.O, 0.0);  // [chunk][branch][O]
-  const auto scale_sum = [&](int64_t i, size_t branch, const Panel& panel) {
-    return scale_sums.data() + (i * branches + branch) * g.O + panel.group * g.Og() + panel.first;
-  };
 
   if (own_copies) {
     // Bands are dealt out in a fixed way, so that the sums do not depend on timing.
@@ -183,38 +213,37 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
       std::fill_n(mine, sum_size, T(0));
       const int64_t count = bands.size();
       for (int64_t i = copy * count / copies; i < (copy + 1) * count / copies; ++i) {
-        const FeatureBand<T> features(g, bands[i], chunk, memory);
+        const std::vector<FeatureBand<T>> features = make_features(p, views, bands[i], layout.chunk, memory);
         const WeightBand<T> band(p, passes, panels, grad, bands[i], features, memory + feature_size, false,
                                  grad_sum ? channel_sums[copy].data() : nullptr);
         if (!any) continue;
-        load_features(p, bands[i], features, false);
+        for (const FeatureBand<T>& source : features) load_features(p, source, false);
         for (const Panel& panel : panels.list)
-          accumulate_all(band, features, panel, 0, mine + offset.back() * chunk * panel.column);
+          for (const Chunk& chunk : chunks) accumulate_chunk(band, features, panel, chunk, mine + layout.rows * panel.column);
       }
     });
     parallel(panels.list.size() * branches, [&](int64_t i, int64_t) {
       const Panel& panel = panels.list[i / branches];
       PackScratch<T> pack;
-      if (wanted(i % branches))
-        unpack(i % branches, panel, 0, as<T>(sums) + offset.back() * chunk * panel.column, copies, false, pack,
-               scale_sum(0, i % branches, panel));
+      for (size_t chunk = 0; wanted(i % branches) && chunk < chunks.size(); ++chunk)
+        unpack_chunk(i % branches, panel, chunk, as<T>(sums) + layout.rows * panel.column, copies, false, pack);
     });
   } else {
     for (size_t b = 0; b < bands.size(); ++b) {
-      const FeatureBand<T> features(g, bands[b], chunk, as<T>(scratch));
+      const std::vector<FeatureBand<T>> features = make_features(p, views, bands[b], layout.chunk, as<T>(scratch));
       const WeightBand<T> band(p, passes, panels, grad, bands[b], features, as<T>(scratch) + feature_size, true,
                                grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
-      load_features(p, bands[b], features, true);
-      parallel(panels.list.size() * chunks, [&](int64_t i, int64_t thread) {
-        const Panel& panel = panels.list[i / chunks];
+      for (const FeatureBand<T>& source : features) load_features(p, source, true);
+      parallel(panels.list.size() * chunks.size(), [&](int64_t i, int64_t thread) {
+        const Panel& panel = panels.list[i / chunks.size()];
+        const size_t chunk = i % chunks.size();
         T* mine = as<T>(sums) + thread * sum_size;
         std::fill_n(mine, sum_size, T(0));
-        accumulate_all(band, features, panel, i % chunks * chunk, mine);
+        accumulate_chunk(band, features, panel, chunks[chunk], mine);
         PackScratch<T> pack;
         for (size_t branch = 0; branch < branches; ++branch)
-          if (wanted(branch))
-            unpack(branch, panel, i % chunks * chunk, mine, 1, b > 0, pack, scale_sum(i % chunks, branch, panel));
+          if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, b > 0, pack);
       });
     }
   }
@@ -227,7 +256,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   for (size_t branch = 0; branch < branches; ++branch)
     for (int64_t o = 0; grad_scales[branch] && o < g.O; ++o) {
       double sum = 0;
-      for (int64_t i = 0; i < chunks; ++i) sum += scale_sums[(i * branches + branch) * g.O + o];
+      for (size_t i = 0; i < chunks.size(); ++i) sum += scale_sums[(i * branches + branch) * g.O + o];
       grad_scales[branch][o] = static_cast<T>(sum);
     }
 }

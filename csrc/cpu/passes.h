@@ -2,30 +2,136 @@
 //   sum_i r_i conv(V_i) = r_n conv(V_1 + ... + V_n) + sum_{i<n} (r_i - r_n) conv(V_i):
 // one product with the merged kernel for all live windows, corrections for the windows that are not whole. Where all
 // but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one merged kernel.
+//
+// An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored pixels, so the
+// taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a pass of its own.
 
-struct Pass {
-  enum Kind { kAll, kLower, kSingle } kind;
-  size_t branch;                // the largest merged branch, whose kernel the pass has
-  std::vector<size_t> merged;   // branches summed into the kernel, largest first
-  int64_t kh, kw, top, left;    // kernel, and where it lies in the largest window
-  int64_t taps() const { return kh * kw; }
+// A source as the convolution meets it: the geometry of its stored map, and its place in the concatenation.
+struct View {
+  Geometry g;       // C, H, W of the source; window, padding and stride in stored pixels
+  int64_t channel;  // channels before it
+  int up;
 };
 
 template <class T>
-static std::vector<Pass> make_passes(const Problem<T>& p, bool with_lower) {
+static std::vector<View> make_views(const Problem<T>& p) {
+  std::vector<View> views;
+  int64_t channel = 0;
+  for (const Source& s : p.sources) {
+    View v{p.geo, channel, s.up};
+    v.g.C = s.C;
+    if (s.up) {
+      v.g.H = v.g.Ho = s.H, v.g.W = v.g.Wo = s.W;
+      v.g.pt = (p.geo.kh / 2 + 1) / 2, v.g.pl = (p.geo.kw / 2 + 1) / 2;
+      v.g.kh = 2 * v.g.pt + 1, v.g.kw = 2 * v.g.pl + 1;
+      v.g.Hp = s.H + 2 * v.g.pt, v.g.Wp = s.W + 2 * v.g.pl;
+    }
+    views.push_back(v);
+    channel += s.C;
+  }
+  return views;
+}
+
+// Tap `tap` of a branch is part of row block `slot` of a packed kernel; `first` to write it.
+struct Placement {
+  int64_t tap, slot;
+  bool first;
+};
+class Placements {
+ public:
+  explicit Placements(size_t branches) : of_branch(branches) {}
+  void put(size_t branch, int64_t tap, int64_t slot) {
+    if (slot >= static_cast<int64_t>(used_.size())) used_.resize(slot + 1, false);
+    of_branch[branch].push_back({tap, slot, !used_[slot]});
+    used_[slot] = true;
+  }
+  std::vector<std::vector<Placement>> of_branch;
+
+ private:
+  std::vector<bool> used_;
+};
+
+struct Pass {
+  enum Kind { kAll, kLower, kSingle } kind;
+  size_t branch;                      // the largest merged branch
+  std::vector<size_t> merged;         // branches summed into the kernel, largest first
+  size_t source;
+  int64_t kh, kw, top, left;          // its kernel, and where that lies in the window of its source
+  int64_t row_class, col_class;       // of the output pixels it is for, -1 = all
+  bool starts;                        // the first pass for its pixels
+  Placements placements;
+  int64_t taps() const { return kh * kw; }
+};
+
+// Class of an output row (or column) over an up-sampled source: its parity; the last rows of an odd size, where the
+// window ends between two copies of a stored row, have classes of their own.
+PCONV_INLINE int64_t up_class(int64_t index, int64_t size, int64_t kernel) {
+  const int64_t inside = size - kernel / 2;
+  return size % 2 && index >= inside ? 2 + index - inside : index & 1;
+}
+// Stored row, within the window of its source, of every kernel row of a class; -1 outside the image.
+static std::vector<int64_t> up_taps(int64_t cls, int64_t size, int64_t kernel, int64_t pad) {
+  const int64_t index = cls < 2 ? cls : size - kernel / 2 + cls - 2;
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < kernel; ++i) {
+    const int64_t at = index + i - kernel / 2;
+    rows.push_back(cls >= 2 && at >= size ? -1 : (at >> 1) - (index >> 1) + pad);
+  }
+  return rows;
+}
+
+template <class T>
+static void add_up_passes(const Problem<T>& p, const View& view, size_t source, std::vector<Pass>& passes) {
+  const Geometry& g = p.geo;
+  const auto classes = [](int64_t size, int64_t kernel) {
+    std::vector<int64_t> out;
+    for (int64_t index = 0; index < size; ++index)
+      if (std::find(out.begin(), out.end(), up_class(index, size, kernel)) == out.end())
+        out.push_back(up_class(index, size, kernel));
+    return out;
+  };
+  for (int64_t a : classes(g.H, g.kh))
+    for (int64_t b : classes(g.W, g.kw)) {
+      const std::vector<int64_t> rows = up_taps(a, g.H, g.kh, view.g.pt), cols = up_taps(b, g.W, g.kw, view.g.pl);
+      // Rows ascend; those outside the image come last.
+      const int64_t top = rows[0], left = cols[0];
+      const int64_t kh = *std::max_element(rows.begin(), rows.end()) - top + 1;
+      const int64_t kw = *std::max_element(cols.begin(), cols.end()) - left + 1;
+      Pass pass{Pass::kAll, 0, {0}, source, kh, kw, top, left, a, b, true, Placements(1)};
+      for (int64_t i = 0; i < g.kh; ++i)
+        for (int64_t j = 0; j < g.kw; ++j)
+          if (rows[i] >= 0 && cols[j] >= 0) pass.placements.put(0, i * g.kw + j, (rows[i] - top) * kw + cols[j] - left);
+      passes.push_back(pass);
+    }
+}
+
+// Passes of one source after another.
+template <class T>
+static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View>& views, bool with_lower) {
   const size_t n = p.branches.size();
   std::vector<Pass> passes;
-  auto add = [&](typename Pass::Kind kind, size_t branch, bool all_below) {
-    Pass pass{kind, branch, {branch}, p.branches[branch].kh, p.branches[branch].kw, 0, 0};
+  const auto add = [&](Pass::Kind kind, size_t branch, bool all_below, size_t source) {
+    const int64_t kh = p.branches[branch].kh, kw = p.branches[branch].kw;
+    Pass pass{kind, branch, {branch}, source, kh, kw, (p.geo.kh - kh) / 2, (p.geo.kw - kw) / 2, -1, -1,
+              kind == Pass::kAll && source == 0, Placements(n)};
     if (all_below)
       for (size_t i = branch; i-- > 0;) pass.merged.push_back(i);
-    pass.top = (p.geo.kh - pass.kh) / 2;
-    pass.left = (p.geo.kw - pass.kw) / 2;
+    for (size_t i : pass.merged) {
+      const Branch<T>& b = p.branches[i];
+      for (int64_t t = 0; t < b.kh * b.kw; ++t)
+        pass.placements.put(i, t, (t / b.kw + (kh - b.kh) / 2) * kw + t % b.kw + (kw - b.kw) / 2);
+    }
     passes.push_back(pass);
   };
-  add(Pass::kAll, n - 1, true);
-  if (with_lower && n > 2) add(Pass::kLower, n - 2, true);
-  for (size_t i = n - 1; i-- > 0;) add(Pass::kSingle, i, false);
+  for (size_t source = 0; source < views.size(); ++source) {
+    if (views[source].up) {
+      add_up_passes(p, views[source], source, passes);
+      continue;
+    }
+    add(Pass::kAll, n - 1, true, source);
+    if (with_lower && n > 2) add(Pass::kLower, n - 2, true, source);
+    for (size_t i = n - 1; i-- > 0;) add(Pass::kSingle, i, false, source);
+  }
   return passes;
 }
 
@@ -33,7 +139,7 @@ static std::vector<Pass> make_passes(const Problem<T>& p, bool with_lower) {
 template <class T>
 struct Ratios {
   bool live, whole, lower_whole;
-  T r[16];
+  T r[kMaxBranches];
   size_t n;
 
   Ratios(const Problem<T>& p, const int32_t* const* counts, int64_t pixel) : n(p.branches.size()) {
@@ -54,7 +160,16 @@ struct Ratios {
   }
 };
 
-// Columns of B: the channels of one group, cut into panels of at most kPanel (and where `cuts` say).
+// Window counts of every branch for one image.
+template <class T>
+struct Counts {
+  const int32_t* of[kMaxBranches];
+  Counts(const Problem<T>& p, int64_t n) {
+    for (size_t i = 0; i < p.branches.size(); ++i) of[i] = p.windows->counts(i, p.geo, n);
+  }
+};
+
+// Columns of B: the channels of one group, cut into panels of at most kPanel.
 struct Panel {
   int64_t group, first, width, vectors;  // first channel within the group, channels, vectors that hold them
   int64_t column;                        // columns before it in a packed matrix
@@ -64,19 +179,51 @@ struct Panels {
   int64_t columns = 0;  // all, padded to whole vectors
 };
 template <class T>
-static Panels make_panels(int64_t groups, const std::vector<int64_t>& parts) {
+static Panels make_panels(int64_t groups, int64_t per_group) {
   Panels out;
-  for (int64_t g = 0; g < groups; ++g) {
-    int64_t first = 0;
-    for (int64_t part : parts) {
-      for (int64_t done = 0; done < part; done += kPanel<T>) {
-        const int64_t width = std::min(kPanel<T>, part - done);
-        const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
-        out.list.push_back({g, first + done, width, vectors, out.columns});
-        out.columns += vectors * kLanes<T>;
-      }
-      first += part;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t done = 0; done < per_group; done += kPanel<T>) {
+      const int64_t width = std::min(kPanel<T>, per_group - done);
+      const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
+      out.list.push_back({g, done, width, vectors, out.columns});
+      out.columns += vectors * kLanes<T>;
+    }
+  return out;
+}
+
+// Channels that one visit of packed weights covers where a thread packs them as it goes: all of them, or a divisor
+// such that a pack of the largest kernel stays in the second cache.
+PCONV_INLINE int64_t channel_chunk(int64_t channels) {
+  for (int64_t chunk : {32, 24, 16, 20, 28, 12, 8})
+    if (channels % chunk == 0) return chunk;
+  return channels;
+}
+
+// How the rows of B are laid out in a packed panel. Either the whole panel, source after source (chunk = all channels
+// of a source), or one chunk of channels of one source at a time.
+struct Layout {
+  bool whole;
+  std::vector<int64_t> chunk;  // channels, per source
+  std::vector<int64_t> row;    // where each pass begins
+  int64_t rows = 0;            // of a packed panel, or of the largest chunk
+
+  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole) : whole(whole), row(passes.size()) {
+    for (size_t s = 0; s < views.size(); ++s) {
+      const int64_t channels = views[s].g.Cg();
+      chunk.push_back(whole ? channels : channel_chunk(channels));
+      int64_t at = whole ? rows : 0;
+      for (size_t k = 0; k < passes.size(); ++k)
+        if (passes[k].source == s) {
+          row[k] = at;
+          at += passes[k].taps() * chunk[s];
+        }
+      rows = std::max(rows, at);
     }
   }
-  return out;
+};
+
+static int64_t reduction_rows(const std::vector<Pass>& passes, const std::vector<View>& views) {
+  int64_t rows = 0;
+  for (const Pass& pass : passes) rows += pass.taps() * views[pass.source].g.Cg();
+  return rows;
 }

@@ -6,6 +6,8 @@
 
 namespace pconv {
 
+constexpr int kMaxBranches = 16;
+
 enum class DType : uint8_t { f32, f64, bf16, f16 };
 
 // How one window position sees the image. All three operators are convolutions over [N, H, W, C] with one centre.
