@@ -35,30 +35,34 @@ PCONV_INLINE const uint8_t* mask_row(const Source& s, int64_t n, int64_t c, int6
   return s.mask ? s.mask + n * s.mask_stride_n + ((s.mask_per_channel ? c * s.H : 0) + h) * s.W : nullptr;
 }
 
-// Channels [c0, c0 + cn) of the masked row h into dst [width, ldd]: a select, so that NaN in a hole goes no further.
+// Channels [c0, c0 + cn) of the masked stored row h into dst [width, ldd], entry w from column w >> up: a select, so that
+// NaN in a hole goes no further.
 template <class T>
-static void load_channels(const Problem<T>& p, const Source& s, int64_t n, int64_t h, int64_t c0, int64_t cn,
+static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t n, int64_t h, int64_t c0, int64_t cn,
                           int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   if (s.channels_last) {
     for (int64_t w = 0; w < width; ++w)
-      widen(p.dtype, s.data, ((n * s.H + h) * s.W + w) * s.C + c0, cn, dst + w * ldd);
-  } else if (is_wide(p.dtype)) {
+      widen(p.dtype, s.data, ((n * s.H + h) * s.W + (w >> up)) * s.C + c0, cn, dst + w * ldd);
+  } else if (is_wide(p.dtype) && !up) {
     transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + h) * s.W, s.H * s.W, cn, width, dst, ldd);
   } else {
     scratch.resize(cn * width);
-    for (int64_t c = 0; c < cn; ++c)
-      widen(p.dtype, s.data, ((n * s.C + c0 + c) * s.H + h) * s.W, width, scratch.data() + c * width);
+    for (int64_t c = 0; c < cn; ++c) {
+      T* row = scratch.data() + c * width;
+      widen(p.dtype, s.data, ((n * s.C + c0 + c) * s.H + h) * s.W, ((width - 1) >> up) + 1, row);
+      for (int64_t w = width; up && w-- > 0;) row[w] = row[w >> up];
+    }
     transpose(scratch.data(), width, cn, width, dst, ldd);
   }
   if (s.mask && !s.mask_per_channel) {
     const uint8_t* mask = mask_row(s, n, 0, h);
     for (int64_t w = 0; w < width; ++w)
-      if (!mask[w]) std::fill_n(dst + w * ldd, cn, T(0));
+      if (!mask[w >> up]) std::fill_n(dst + w * ldd, cn, T(0));
   } else if (s.mask) {
     for (int64_t c = 0; c < cn; ++c) {
       const uint8_t* mask = mask_row(s, n, c0 + c, h);
       for (int64_t w = 0; w < width; ++w)
-        if (!mask[w]) dst[w * ldd + c] = T(0);
+        if (!mask[w >> up]) dst[w * ldd + c] = T(0);
     }
   }
 }
@@ -113,7 +117,8 @@ struct FeatureBand {
       }
       std::fill_n(row, g.pl * chunk, T(0));
       std::fill_n(row + (g.pl + width) * chunk, (g.Wp - g.pl - width) * chunk, T(0));
-      load_channels(p, source, stored[s].n, h, c, chunk, width, scratch, row + g.pl * chunk, chunk);
+      const int up = source.up - view.up;
+      load_channels(p, source, up, stored[s].n, h >> up, c, chunk, width, scratch, row + g.pl * chunk, chunk);
     }
   }
 };

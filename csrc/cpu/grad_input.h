@@ -214,7 +214,7 @@ template <class T>
 static void grad_source(const Problem<T>& p, const Gradient& grad, const View& view, const Source& source, const Target& out) {
   const Geometry& g = p.geo;
   if (g.N * source.H * source.W * source.C == 0) return;
-  const Axis rows(view.up, source.H, g.Ho, g.kh, g.sh, g.dh, g.pt), cols(view.up, source.W, g.Wo, g.kw, g.sw, g.dw, g.pl);
+  const Axis rows(source.up, source.H, g.Ho, g.kh, g.sh, g.dh, g.pt), cols(source.up, source.W, g.Wo, g.kw, g.sw, g.dw, g.pl);
   Problem<T> dense = p;  // a source alone, read at full resolution: its passes only say what is scaled and merged
   dense.sources.assign(1, Source{});
   const std::vector<Pass> passes = make_passes(dense, make_views(dense), false);
@@ -222,10 +222,10 @@ static void grad_source(const Problem<T>& p, const Gradient& grad, const View& v
 
   const int64_t gradient_row = cols.extent() * g.O * passes.size();
   const int64_t result_row = source.W * kPanel<T>;
-  const int64_t gradient_rows_per_row = view.up ? 2 : 1;
+  const int64_t gradient_rows_per_row = source.up ? 2 : 1;
   const int64_t row_bytes = (gradient_row * gradient_rows_per_row / g.sh + result_row) * sizeof(T);
   int64_t weight_rows = 0;
-  for (const Pass& pass : passes) weight_rows += (view.up ? (g.kh + 1) * (g.kw + 1) : pass.taps()) * g.Og();
+  for (const Pass& pass : passes) weight_rows += (source.up ? (g.kh + 1) * (g.kw + 1) : pass.taps()) * g.Og();
   const int64_t threads = thread_count();
   const bool split_panels = weight_rows * panels.columns * static_cast<int64_t>(sizeof(T)) > row_bytes * g.N * source.H &&
                             static_cast<int64_t>(panels.list.size()) >= threads;

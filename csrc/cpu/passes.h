@@ -4,13 +4,15 @@
 // but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one merged kernel.
 //
 // An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored pixels, so the
-// taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a pass of its own.
+// taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a pass of its own. On the
+// smallest maps packing the four kernels costs more than it saves: there bands are up-sampled as they are loaded.
+constexpr int64_t kMergePixels = 192;
 
 // A source as the convolution meets it: the geometry of its stored map, and its place in the concatenation.
 struct View {
   Geometry g;       // C, H, W of the source; window, padding and stride in stored pixels
   int64_t channel;  // channels before it
-  int up;
+  int up;           // 1 where it is read as stored and taps merge
 };
 
 template <class T>
@@ -18,9 +20,9 @@ static std::vector<View> make_views(const Problem<T>& p) {
   std::vector<View> views;
   int64_t channel = 0;
   for (const Source& s : p.sources) {
-    View v{p.geo, channel, s.up};
+    View v{p.geo, channel, p.geo.pixels() >= kMergePixels ? s.up : 0};
     v.g.C = s.C;
-    if (s.up) {
+    if (v.up) {
       v.g.H = v.g.Ho = s.H, v.g.W = v.g.Wo = s.W;
       v.g.pt = (p.geo.kh / 2 + 1) / 2, v.g.pl = (p.geo.kw / 2 + 1) / 2;
       v.g.kh = 2 * v.g.pt + 1, v.g.kw = 2 * v.g.pl + 1;
