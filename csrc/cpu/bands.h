@@ -1,6 +1,6 @@
-// Bands: the part of a batch that one visit works on. Features enter as masked, padded [rows, Wp, C] copies (the
-// up-sampled and concatenated input exists only as such a band), gradients as scaled copies, results leave through
-// `write_panel`.
+// Bands: the part of a batch that one visit works on. Features enter as masked, padded [rows, Wp, C] copies
+// (the up-sampled and concatenated input exists only as such a band), gradients as scaled copies, results
+// leave through `write_panel`.
 
 // Consecutive rows [begin, end) of one image.
 struct Slice {
@@ -35,16 +35,17 @@ PCONV_INLINE const uint8_t* mask_row(const Source& s, int64_t n, int64_t c, int6
   return s.mask ? s.mask + n * s.mask_stride_n + ((s.mask_per_channel ? c * s.H : 0) + h) * s.W : nullptr;
 }
 
-// Channels [c0, c0 + cn) of the masked stored row h into dst [width, ldd], entry w from column w >> up: a select, so that
-// NaN in a hole goes no further.
+// Channels [c0, c0 + cn) of the masked stored row h into dst [width, ldd], entry w from column w >> up: a
+// select, so that NaN in a hole goes no further.
 template <class T>
-static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t n, int64_t h, int64_t c0, int64_t cn,
-                          int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
+static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t n, int64_t h, int64_t c0,
+                          int64_t cn, int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   if (s.channels_last) {
     for (int64_t w = 0; w < width; ++w)
       widen(p.dtype, s.data, ((n * s.H + h) * s.W + (w >> up)) * s.C + c0, cn, dst + w * ldd);
   } else if (is_wide(p.dtype) && !up) {
-    transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + h) * s.W, s.H * s.W, cn, width, dst, ldd);
+    transpose(static_cast<const T*>(s.data) + ((n * s.C + c0) * s.H + h) * s.W, s.H * s.W, cn, width, dst,
+              ldd);
   } else {
     scratch.resize(cn * width);
     for (int64_t c = 0; c < cn; ++c) {
@@ -67,16 +68,16 @@ static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t 
   }
 }
 
-// Masked, padded features of one source for a band of output rows, [C / chunk][rows of all slices, Wp][chunk]. Planes of
-// few channels also keep neighbouring pixels out of each other's cache sets.
+// Masked, padded features of one source for a band of output rows, [C / chunk][rows of all slices,
+// Wp][chunk]. Planes of few channels also keep neighbouring pixels out of each other's cache sets.
 template <class T>
 struct FeatureBand {
   const View& view;
   const Source& source;
   T* data;
-  int64_t chunk, plane = 0;      // entries between chunks
-  Band stored;                   // the slices in stored rows
-  std::vector<int64_t> offset;   // of each slice in a plane
+  int64_t chunk, plane = 0;     // entries between chunks
+  Band stored;                  // the slices in stored rows
+  std::vector<int64_t> offset;  // of each slice in a plane
 
   static Slice stored_slice(const View& v, const Slice& s) {
     return {s.n, s.begin >> v.up, s.rows() ? ((s.end - 1) >> v.up) + 1 : s.begin >> v.up};
@@ -100,7 +101,8 @@ struct FeatureBand {
   // Start of the window of output pixel (oh, ow) of slice s, in the first chunk.
   const T* window(size_t s, int64_t oh, int64_t ow) const {
     const Geometry& g = view.g;
-    return data + offset[s] + (((oh >> view.up) - stored[s].begin) * g.sh * g.Wp + (ow >> view.up) * g.sw) * chunk;
+    return data + offset[s] +
+           (((oh >> view.up) - stored[s].begin) * g.sh * g.Wp + (ow >> view.up) * g.sw) * chunk;
   }
   // Chunk that begins with channel c of the source.
   int64_t channel_offset(int64_t c) const { return c / chunk * plane; }
@@ -123,6 +125,11 @@ struct FeatureBand {
   }
 };
 
+// Rows of a band: what fits the budget, but a share for every thread where each works on bands of its own.
+PCONV_INLINE int64_t rows_per_band(int64_t budget, int64_t row_bytes, int64_t total_rows, int64_t threads) {
+  return std::max<int64_t>(1, std::min(budget / row_bytes, (total_rows + threads - 1) / threads));
+}
+
 // Runs load(i) for i in [0, n): over the threads, or here where this already is one task of many.
 template <class F>
 static void each(bool threads, int64_t n, const F& f) {
@@ -136,7 +143,8 @@ template <class T>
 static void load_features(const Problem<T>& p, const FeatureBand<T>& features, bool threads) {
   std::vector<std::pair<size_t, int64_t>> rows;
   for (size_t s = 0; s < features.stored.size(); ++s)
-    for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view.g, features.stored[s]); ++i) rows.emplace_back(s, i);
+    for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view.g, features.stored[s]); ++i)
+      rows.emplace_back(s, i);
   each(threads, rows.size(), [&](int64_t i) {
     thread_local std::vector<T> scratch;
     features.load_row(p, rows[i].first, rows[i].second, scratch);
@@ -151,8 +159,9 @@ static int64_t features_size(const std::vector<View>& views, const Band& band) {
   return n;
 }
 template <class T>
-static std::vector<FeatureBand<T>> make_features(const Problem<T>& p, const std::vector<View>& views, const Band& band,
-                                                 const std::vector<int64_t>& chunk, T* memory) {
+static std::vector<FeatureBand<T>> make_features(const Problem<T>& p, const std::vector<View>& views,
+                                                 const Band& band, const std::vector<int64_t>& chunk,
+                                                 T* memory) {
   std::vector<FeatureBand<T>> out;
   for (size_t i = 0; i < views.size(); ++i) {
     out.emplace_back(views[i], p.sources[i], band, chunk[i], memory);
@@ -163,8 +172,8 @@ static std::vector<FeatureBand<T>> make_features(const Problem<T>& p, const std:
 
 // Channels [channel, channel + width) of row oh of the gradient of image n into dst [Wo, ldd].
 template <class T>
-static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh, int64_t channel,
-                              int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
+static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh,
+                              int64_t channel, int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   const Geometry& g = p.geo;
   if (grad.channels_last) {
     for (int64_t ow = 0; ow < g.Wo; ++ow)
@@ -177,15 +186,17 @@ static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t
     return;
   }
   scratch.resize(width * g.Wo);
-  for (int64_t o = 0; o < width; ++o) widen(p.dtype, grad.data, at + o * g.Ho * g.Wo, g.Wo, scratch.data() + o * g.Wo);
+  for (int64_t o = 0; o < width; ++o)
+    widen(p.dtype, grad.data, at + o * g.Ho * g.Wo, g.Wo, scratch.data() + o * g.Wo);
   transpose(scratch.data(), g.Wo, width, g.Wo, dst, ldd);
 }
 
-// Pixels [pixels, columns] of one panel into channels [channel, channel + width) of rows [begin, end) of image n of a
-// feature map [N, C, H, W].
+// Pixels [pixels, columns] of one panel into channels [channel, channel + width) of rows [begin, end) of
+// image n of a feature map [N, C, H, W].
 template <class T>
-static void write_panel(DType dtype, const T* pixels, int64_t columns, int64_t width, const Target& out, int64_t C,
-                        int64_t H, int64_t W, const Slice& s, int64_t channel, std::vector<T>& scratch) {
+static void write_panel(DType dtype, const T* pixels, int64_t columns, int64_t width, const Target& out,
+                        int64_t C, int64_t H, int64_t W, const Slice& s, int64_t channel,
+                        std::vector<T>& scratch) {
   const int64_t n = s.rows() * W;
   if (out.channels_last) {
     for (int64_t i = 0; i < n; ++i)

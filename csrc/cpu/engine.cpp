@@ -5,10 +5,10 @@
 
 namespace pconv {
 
-#define PCONV_DECLARE(isa)                      \
-  namespace isa {                               \
-  extern const Engine<float> engine_float;      \
-  extern const Engine<double> engine_double;    \
+#define PCONV_DECLARE(isa)                   \
+  namespace isa {                            \
+  extern const Engine<float> engine_float;   \
+  extern const Engine<double> engine_double; \
   }
 PCONV_DECLARE(baseline)
 #if PCONV_X86
@@ -38,16 +38,18 @@ const Isa isa = detect();
 }  // namespace
 
 #if PCONV_X86
-#define PCONV_SELECT(T, name)                                            \
-  template <>                                                            \
-  const Engine<T>& engine<T>() {                                         \
-    if (isa == Isa::avx512) return avx512::name;                         \
-    return isa == Isa::avx2 ? avx2::name : baseline::name;               \
+#define PCONV_SELECT(T, name)                              \
+  template <>                                              \
+  const Engine<T>& engine<T>() {                           \
+    if (isa == Isa::avx512) return avx512::name;           \
+    return isa == Isa::avx2 ? avx2::name : baseline::name; \
   }
 #else
-#define PCONV_SELECT(T, name)                                            \
-  template <>                                                            \
-  const Engine<T>& engine<T>() { return baseline::name; }
+#define PCONV_SELECT(T, name)    \
+  template <>                    \
+  const Engine<T>& engine<T>() { \
+    return baseline::name;       \
+  }
 #endif
 PCONV_SELECT(float, engine_float)
 PCONV_SELECT(double, engine_double)

@@ -1,7 +1,8 @@
-// out = m' o (sum over passes of s_pass o conv(V_pass) + bias), rows of one band against panels of output channels.
+// out = m' o (sum over passes of s_pass o conv(V_pass) + bias), rows of one band against panels of output
+// channels.
 
-constexpr int64_t kTileCacheBytes = 512 << 10;   // features and results of a band that one thread works on
-constexpr int64_t kSharedBandBytes = 32 << 20;   // the same where all threads work on one band
+constexpr int64_t kTileCacheBytes = 512 << 10;  // features and results of a band that one thread works on
+constexpr int64_t kSharedBandBytes = 32 << 20;  // the same where all threads work on one band
 
 PCONV_INLINE bool bits_available(const Geometry& g) {
   return g.dh == 1 && g.dw == 1 && g.kw <= 8 && g.kh * g.kw < 64;
@@ -34,8 +35,9 @@ struct ForwardRows {
   std::vector<TileList<T>> passes;
   std::vector<int32_t> dead;
 
-  ForwardRows(const Problem<T>& p, const std::vector<Pass>& list, const std::vector<TapTable>& taps, const Band& band,
-              const std::vector<FeatureBand<T>>& features) : passes(list.size()) {
+  ForwardRows(const Problem<T>& p, const std::vector<Pass>& list, const std::vector<TapTable>& taps,
+              const Band& band, const std::vector<FeatureBand<T>>& features)
+      : passes(list.size()) {
     const Geometry& g = p.geo;
     const bool bits = bits_available(g);
     struct Mixed {
@@ -49,7 +51,8 @@ struct ForwardRows {
     const auto add = [&](size_t k, int64_t s, int64_t oh, int64_t ow, int32_t pixel, T scale, uint64_t live) {
       const Pass& pass = list[k];
       if (scale == T(0)) return;
-      if (pass.row_class >= 0 && (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
+      if (pass.row_class >= 0 &&
+          (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
         return;
       rows[k].push_back({features[pass.source].window(s, oh, ow), pixel, scale, live});
     };
@@ -70,13 +73,15 @@ struct ForwardRows {
             const int64_t vertical = border_class(oh * g.sh - g.pt, (g.kh - 1) * g.dh + 1, g.H, oh, g.Ho);
             const int64_t horizontal = border_class(ow * g.sw - g.pl, (g.kw - 1) * g.dw + 1, g.W, ow, g.Wo);
             const int64_t stride = p.windows->valid_stride;
-            mixed.push_back({vertical * 64 + horizontal, static_cast<int64_t>(s), oh, ow, pixel,
-                             bits ? window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw) : kAllTaps,
-                             ratios});
+            mixed.push_back(
+                {vertical * 64 + horizontal, static_cast<int64_t>(s), oh, ow, pixel,
+                 bits ? window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw) : kAllTaps,
+                 ratios});
           }
         }
     }
-    std::stable_sort(mixed.begin(), mixed.end(), [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
+    std::stable_sort(mixed.begin(), mixed.end(),
+                     [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
     for (const Mixed& m : mixed)
       for (size_t k = 0; k < list.size(); ++k)
         add(k, m.slice, m.oh, m.ow, m.pixel, m.ratios.scale(list[k], true), m.bits);
@@ -93,16 +98,20 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Panels panels = make_panels<T>(g.groups, g.Og());
 
   const int64_t weight_bytes = reduction_rows(passes, views) * panels.columns * sizeof(T);
-  const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * kPanel<T>) * sizeof(T);
+  const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * kPanel<T>)*sizeof(T);
   const int64_t threads = thread_count();
-  // Where the weights outweigh the features each thread packs and uses panels of its own over one shared band; else
-  // the packed weights are shared and each thread takes bands.
-  const bool split_panels = weight_bytes > row_bytes * g.N * g.Ho && static_cast<int64_t>(panels.list.size()) >= threads;
+  // Where the weights outweigh the features each thread packs and uses panels of its own over one shared
+  // band; else the packed weights are shared and each thread takes bands.
+  const bool split_panels =
+      weight_bytes > row_bytes * g.N * g.Ho && static_cast<int64_t>(panels.list.size()) >= threads;
   const Layout layout(passes, views, !split_panels);
   std::vector<TapTable> taps;
-  for (const Pass& pass : passes) taps.push_back(forward_taps(p, views[pass.source], pass, layout.chunk[pass.source]));
-  const int64_t budget = split_panels ? kSharedBandBytes : kTileCacheBytes;
-  const std::vector<Band> bands = make_bands(g.N, g.Ho, std::max<int64_t>(1, budget / row_bytes));
+  for (const Pass& pass : passes)
+    taps.push_back(forward_taps(p, views[pass.source], pass, layout.chunk[pass.source]));
+  const std::vector<Band> bands =
+      make_bands(g.N, g.Ho,
+                 split_panels ? rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1)
+                              : rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads));
   int64_t feature_size = 0, max_rows = 0;
   for (const Band& band : bands) {
     feature_size = std::max(feature_size, features_size<T>(views, band));
@@ -120,22 +129,24 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
         pack_forward(p, passes[k], panel, views[source].channel + c, layout.chunk[source], scratch,
                      dst + layout.row[k] * panel.vectors * kLanes<T>);
   };
-  const auto multiply = [&](const ForwardRows<T>& rows, const std::vector<FeatureBand<T>>& features, const Panel& panel,
-                            size_t source, int64_t c, const T* b, T* results) {
+  const auto multiply = [&](const ForwardRows<T>& rows, const std::vector<FeatureBand<T>>& features,
+                            const Panel& panel, size_t source, int64_t c, const T* b, T* results) {
     const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
     T init[kPanel<T>] = {};
     if (bias) std::copy_n(bias + channel, panel.width, init);
     for (size_t k = 0; k < passes.size(); ++k)
       if (passes[k].source == source)
-        rows.passes[k].multiply(panel, features[source].channel_offset(panel.group * views[source].g.Cg() + c),
-                                b + layout.row[k] * columns, results, passes[k].starts && c == 0 ? init : nullptr);
+        rows.passes[k].multiply(
+            panel, features[source].channel_offset(panel.group * views[source].g.Cg() + c),
+            b + layout.row[k] * columns, results, passes[k].starts && c == 0 ? init : nullptr);
   };
   const auto finish = [&](const Band& band, const ForwardRows<T>& rows, const Panel& panel, T* results,
                           std::vector<T>& scratch) {
     const int64_t columns = panel.vectors * kLanes<T>;
     for (int32_t pixel : rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (const Slice& s : band) {
-      write_panel(p.dtype, results, columns, panel.width, out, g.O, g.Ho, g.Wo, s, panel.group * g.Og() + panel.first, scratch);
+      write_panel(p.dtype, results, columns, panel.width, out, g.O, g.Ho, g.Wo, s,
+                  panel.group * g.Og() + panel.first, scratch);
       results += s.rows() * g.Wo * columns;
     }
   };
@@ -165,7 +176,8 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       T* results = as<T>(own) + thread * own_size;
       std::vector<T> scratch;
-      const std::vector<FeatureBand<T>> features = make_features(p, views, bands[i], layout.chunk, results + result_size);
+      const std::vector<FeatureBand<T>> features =
+          make_features(p, views, bands[i], layout.chunk, results + result_size);
       for (const FeatureBand<T>& source : features) load_features(p, source, false);
       const ForwardRows<T> rows(p, passes, taps, bands[i], features);
       for (const Panel& panel : panels.list) {

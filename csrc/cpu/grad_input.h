@@ -1,8 +1,10 @@
-// dL/dx = sum over passes of conv_transposed(s_pass o m' o dL/dy, V_pass), gathered: rows are stored pixels of one source,
-// sorted by class (the residue modulo the stride) since each class meets its own taps. Holes get exactly 0.
+// dL/dx = sum over passes of conv_transposed(s_pass o m' o dL/dy, V_pass), gathered: rows are stored pixels
+// of one source, sorted by class (the residue modulo the stride) since each class meets its own taps. Holes
+// get exactly 0.
 
-// A gradient pixel that a class of input rows (or columns) meets, relative to the row's base, and the kernel rows of the
-// largest kernel that connect them: one, or two where an up-sampled source is summed over its copies.
+// A gradient pixel that a class of input rows (or columns) meets, relative to the row's base, and the kernel
+// rows of the largest kernel that connect them: one, or two where an up-sampled source is summed over its
+// copies.
 struct AxisTap {
   int64_t offset;
   std::vector<int64_t> kernel;
@@ -16,7 +18,13 @@ struct Axis {
   std::vector<std::vector<AxisTap>> classes;
 
   Axis(bool up, int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad)
-      : up(up), size(size), out(out), kernel(kernel), stride(stride), dilation(dilation), pad(pad),
+      : up(up),
+        size(size),
+        out(out),
+        kernel(kernel),
+        stride(stride),
+        dilation(dilation),
+        pad(pad),
         before(up ? kernel : (kernel - 1) * dilation / stride) {
     if (up) {
       // Stored row i lies at rows 2i and 2i + 1 of the image, 2i + 1 missing at the end of an odd size.
@@ -25,7 +33,8 @@ struct Axis {
         for (int64_t u = 0; u <= kernel; ++u) {
           AxisTap tap{u - kernel, {}};
           for (int64_t copy = 0; copy < copies; ++copy)
-            if (kernel - 1 - u + copy >= 0 && kernel - 1 - u + copy < kernel) tap.kernel.push_back(kernel - 1 - u + copy);
+            if (kernel - 1 - u + copy >= 0 && kernel - 1 - u + copy < kernel)
+              tap.kernel.push_back(kernel - 1 - u + copy);
           if (!tap.kernel.empty()) classes.back().push_back(tap);
         }
       }
@@ -34,7 +43,8 @@ struct Axis {
     for (int64_t residue = 0; residue < stride; ++residue) {
       classes.emplace_back();
       for (int64_t k = kernel; k-- > 0;)
-        if ((k * dilation - residue) % stride == 0) classes.back().push_back({(residue - k * dilation) / stride, {k}});
+        if ((k * dilation - residue) % stride == 0)
+          classes.back().push_back({(residue - k * dilation) / stride, {k}});
     }
   }
   // Gradient row that offset 0 stands for.
@@ -58,8 +68,8 @@ struct ClassTaps {
 };
 
 template <class T>
-static std::vector<ClassTaps> class_tables(const Problem<T>& p, const Axis& rows, const Axis& cols, const Pass& pass,
-                                           int64_t chunk, Placements& placements) {
+static std::vector<ClassTaps> class_tables(const Problem<T>& p, const Axis& rows, const Axis& cols,
+                                           const Pass& pass, int64_t chunk, Placements& placements) {
   const bool bits = rows.bits() && cols.bits();
   const int64_t Gw = cols.extent();
   std::vector<ClassTaps> out;
@@ -96,22 +106,32 @@ static std::vector<ClassTaps> class_tables(const Problem<T>& p, const Axis& rows
   return out;
 }
 
-// Gradient rows of a slice of input rows, [O / chunk][passes, rows, Gw, chunk]: per pass a copy scaled by that pass's
-// factor, and marks where that is not 0. Chunks are `plane` entries apart, further than one slice needs.
+// Gradient rows of a slice of input rows, [O / chunk][passes, rows, Gw, chunk]: per pass a copy scaled by
+// that pass's factor, and marks where that is not 0. Chunks are `plane` entries apart, further than one slice
+// needs.
 template <class T>
 struct GradientBand {
-  int64_t first, rows;               // gradient rows with the zeros above counted in
+  int64_t first, rows;  // gradient rows with the zeros above counted in
   T* data;
   int64_t chunk, plane, passes, left, Gw;
-  std::vector<uint8_t> marks;        // [passes, rows, mark_stride]
+  std::vector<uint8_t> marks;  // [passes, rows, mark_stride]
   int64_t mark_stride;
 
-  static int64_t row_count(const Axis& rows, const Slice& s) { return rows.base(s.end - 1) - rows.base(s.begin) + rows.before + 1; }
+  static int64_t row_count(const Axis& rows, const Slice& s) {
+    return rows.base(s.end - 1) - rows.base(s.begin) + rows.before + 1;
+  }
 
   GradientBand(const Problem<T>& p, const Axis& row_axis, const Axis& col_axis, const std::vector<Pass>& list,
                const Gradient& grad, const Slice& s, T* memory, int64_t chunk, int64_t plane)
-      : first(row_axis.base(s.begin) - row_axis.before), rows(row_count(row_axis, s)), data(memory), chunk(chunk),
-        plane(plane), passes(list.size()), left(col_axis.before), Gw(col_axis.extent()), mark_stride(Gw + 8) {
+      : first(row_axis.base(s.begin) - row_axis.before),
+        rows(row_count(row_axis, s)),
+        data(memory),
+        chunk(chunk),
+        plane(plane),
+        passes(list.size()),
+        left(col_axis.before),
+        Gw(col_axis.extent()),
+        mark_stride(Gw + 8) {
     const Geometry& g = p.geo;
     marks.assign(passes * rows * mark_stride, 0);
     std::vector<T> scratch, scale(passes * g.Wo);
@@ -161,8 +181,9 @@ struct InputRows {
   std::vector<TileList<T>> passes;
   std::vector<int32_t> dead;
 
-  void add(const Source& source, const Axis& row_axis, const Axis& col_axis, const std::vector<std::vector<ClassTaps>>& tables,
-           const Slice& s, const GradientBand<T>& gradient, int32_t first_pixel) {
+  void add(const Source& source, const Axis& row_axis, const Axis& col_axis,
+           const std::vector<std::vector<ClassTaps>>& tables, const Slice& s, const GradientBand<T>& gradient,
+           int32_t first_pixel) {
     const bool bits = row_axis.bits() && col_axis.bits();
     const int64_t W = col_axis.size;
     std::vector<Row<T>> rows;
@@ -182,21 +203,25 @@ struct InputRows {
             const bool seen = (!mask || mask[w]) && !t.table.taps.empty();
             uint64_t hit = kAllTaps;
             if (seen && bits)
-              hit = t.used & window_bits(gradient.marks.data() + (k * gradient.rows + r + t.top) * gradient.mark_stride + c + t.left,
-                                         gradient.mark_stride, t.bit_rows, t.bit_cols);
+              hit = t.used &
+                    window_bits(gradient.marks.data() +
+                                    (k * gradient.rows + r + t.top) * gradient.mark_stride + c + t.left,
+                                gradient.mark_stride, t.bit_rows, t.bit_cols);
             if (seen && hit)
               rows.push_back({gradient.row(k, r) + c * gradient.chunk, pixel, T(1), hit});
             else if (k == 0)
               dead.push_back(pixel);
           }
         }
-        std::stable_sort(rows.begin(), rows.end(), [](const Row<T>& x, const Row<T>& y) { return x.bits < y.bits; });
+        std::stable_sort(rows.begin(), rows.end(),
+                         [](const Row<T>& x, const Row<T>& y) { return x.bits < y.bits; });
         passes[k].append(rows, t.table);
       }
   }
 };
 
-// One panel of the result into rows of slice s of grad_x [N, C, H, W] of its source: what reached a hole becomes 0.
+// One panel of the result into rows of slice s of grad_x [N, C, H, W] of its source: what reached a hole
+// becomes 0.
 template <class T>
 static void write_grad_input(DType dtype, const Source& source, T* pixels, int64_t columns, int64_t width,
                              const Target& out, const Slice& s, int64_t channel, std::vector<T>& scratch) {
@@ -211,11 +236,14 @@ static void write_grad_input(DType dtype, const Source& source, T* pixels, int64
 }
 
 template <class T>
-static void grad_source(const Problem<T>& p, const Gradient& grad, const View& view, const Source& source, const Target& out) {
+static void grad_source(const Problem<T>& p, const Gradient& grad, const View& view, const Source& source,
+                        const Target& out) {
   const Geometry& g = p.geo;
   if (g.N * source.H * source.W * source.C == 0) return;
-  const Axis rows(source.up, source.H, g.Ho, g.kh, g.sh, g.dh, g.pt), cols(source.up, source.W, g.Wo, g.kw, g.sw, g.dw, g.pl);
-  Problem<T> dense = p;  // a source alone, read at full resolution: its passes only say what is scaled and merged
+  const Axis rows(source.up, source.H, g.Ho, g.kh, g.sh, g.dh, g.pt),
+      cols(source.up, source.W, g.Wo, g.kw, g.sw, g.dw, g.pl);
+  Problem<T> dense =
+      p;  // a source alone, read at full resolution: its passes only say what is scaled and merged
   dense.sources.assign(1, Source{});
   const std::vector<Pass> passes = make_passes(dense, make_views(dense), false);
   const Panels panels = make_panels<T>(g.groups, view.g.Cg());
@@ -227,8 +255,9 @@ static void grad_source(const Problem<T>& p, const Gradient& grad, const View& v
   int64_t weight_rows = 0;
   for (const Pass& pass : passes) weight_rows += (source.up ? (g.kh + 1) * (g.kw + 1) : pass.taps()) * g.Og();
   const int64_t threads = thread_count();
-  const bool split_panels = weight_rows * panels.columns * static_cast<int64_t>(sizeof(T)) > row_bytes * g.N * source.H &&
-                            static_cast<int64_t>(panels.list.size()) >= threads;
+  const bool split_panels =
+      weight_rows * panels.columns * static_cast<int64_t>(sizeof(T)) > row_bytes * g.N * source.H &&
+      static_cast<int64_t>(panels.list.size()) >= threads;
   const int64_t chunk = split_panels ? channel_chunk(g.Og()) : g.Og();
   std::vector<std::vector<ClassTaps>> tables;
   std::vector<Placements> placements;
@@ -241,8 +270,10 @@ static void grad_source(const Problem<T>& p, const Gradient& grad, const View& v
     offset.push_back(offset.back() + slots * chunk);
   }
 
-  const int64_t budget = split_panels ? kSharedBandBytes : kTileCacheBytes;
-  const std::vector<Band> bands = make_bands(g.N, source.H, std::max<int64_t>(1, budget / row_bytes));
+  const std::vector<Band> bands =
+      make_bands(g.N, source.H,
+                 split_panels ? rows_per_band(kSharedBandBytes, row_bytes, g.N * source.H, 1)
+                              : rows_per_band(kTileCacheBytes, row_bytes, g.N * source.H, threads));
   int64_t gradient_size = 0, max_rows = 0;
   for (const Band& band : bands) {
     int64_t size = 0;
@@ -273,7 +304,8 @@ static void grad_source(const Problem<T>& p, const Gradient& grad, const View& v
     }
     std::vector<std::unique_ptr<GradientBand<T>>> slices(band.size());
     each(in_parallel, band.size(), [&](int64_t i) {
-      slices[i] = std::make_unique<GradientBand<T>>(p, rows, cols, passes, grad, band[i], memory + at[i], chunk, loaded.plane);
+      slices[i] = std::make_unique<GradientBand<T>>(p, rows, cols, passes, grad, band[i], memory + at[i],
+                                                    chunk, loaded.plane);
     });
     loaded.rows.passes.resize(passes.size());
     int32_t pixel = 0;
@@ -287,14 +319,16 @@ static void grad_source(const Problem<T>& p, const Gradient& grad, const View& v
   const auto multiply = [&](const LoadedBand& band, const Panel& panel, int64_t o, const T* b, T* results) {
     for (size_t k = 0; k < passes.size(); ++k)
       band.rows.passes[k].multiply(panel, (panel.group * g.Og() + o) / chunk * band.plane,
-                                   b + offset[k] * panel.vectors * kLanes<T>, results, k == 0 && o == 0 ? zero : nullptr);
+                                   b + offset[k] * panel.vectors * kLanes<T>, results,
+                                   k == 0 && o == 0 ? zero : nullptr);
   };
   const auto finish = [&](const Band& band, const InputRows<T>& loaded, const Panel& panel, T* results,
                           std::vector<T>& scratch) {
     const int64_t columns = panel.vectors * kLanes<T>;
     for (int32_t pixel : loaded.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (const Slice& s : band) {
-      write_grad_input(p.dtype, source, results, columns, panel.width, out, s, panel.group * view.g.Cg() + panel.first, scratch);
+      write_grad_input(p.dtype, source, results, columns, panel.width, out, s,
+                       panel.group * view.g.Cg() + panel.first, scratch);
       results += s.rows() * source.W * columns;
     }
   };

@@ -3,8 +3,9 @@
 // What one pass reduces over: pixels of a band, each with its window and its scaled gradient.
 template <class T>
 struct PassPixels {
-  std::vector<std::vector<PixelPair>> kernel_rows;  // [kh of the pass]: pixels whose window row lies in the image
-  T* gradient = nullptr;                            // [panel][pixels, columns], scaled
+  std::vector<std::vector<PixelPair>>
+      kernel_rows;        // [kh of the pass]: pixels whose window row lies in the image
+  T* gradient = nullptr;  // [panel][pixels, columns], scaled
   int64_t pixels = 0;
 };
 
@@ -21,7 +22,8 @@ struct WeightBand {
 
   // Uses `memory` of size(); adds the channel sums over live pixels to `sums` where that is not null.
   WeightBand(const Problem<T>& p, const std::vector<Pass>& list, const Panels& panels, const Gradient& grad,
-             const Band& band, const std::vector<FeatureBand<T>>& features, T* memory, bool threads, double* sums)
+             const Band& band, const std::vector<FeatureBand<T>>& features, T* memory, bool threads,
+             double* sums)
       : passes(list.size()) {
     const Geometry& g = p.geo;
     const int64_t all = band_rows(band) * g.Wo;
@@ -104,7 +106,8 @@ struct WeightBand {
   static void scale_row(const T* from, T scale, int64_t columns, T* to) {
     for (int64_t c = 0; c < columns; c += kLanes<T>) store(to + c, scale * load(from + c));
   }
-  static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<int32_t>& pixels, double* sums) {
+  static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<int32_t>& pixels,
+                       double* sums) {
     constexpr size_t kRun = 256;  // summed in T, then in double
     for (size_t i = 0; i < pixels.size(); i += kRun) {
       T part[kPanel<T>] = {};
@@ -118,8 +121,8 @@ struct WeightBand {
 
 // Channels [c, c + chunk) of one pass against one panel: adds to grads [taps * chunk, columns].
 template <class T>
-static void accumulate(const Pass& pass, const PassPixels<T>& pixels, const Panel& panel, const FeatureBand<T>& features,
-                       int64_t c, T* grads) {
+static void accumulate(const Pass& pass, const PassPixels<T>& pixels, const Panel& panel,
+                       const FeatureBand<T>& features, int64_t c, T* grads) {
   const Geometry& g = features.view.g;
   const int64_t columns = panel.vectors * kLanes<T>, chunk = features.chunk;
   const T* gradient = pixels.gradient + pixels.pixels * panel.column;
@@ -137,7 +140,8 @@ static void accumulate(const Pass& pass, const PassPixels<T>& pixels, const Pane
         T* out = grads + (i * pass.kw + j) * chunk * columns;
         for (int64_t m = 0, tiles = (run + kRows - 1) / kRows; tiles > 0; --tiles) {
           const int64_t rows = (run - m + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
-          outer(panel.vectors, rows, window + m, list.data() + first, n, gradient, out + m * columns, columns);
+          outer(panel.vectors, rows, window + m, list.data() + first, n, gradient, out + m * columns,
+                columns);
           m += rows;
         }
       }
@@ -157,12 +161,15 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   const int64_t threads = thread_count();
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * panels.columns) * sizeof(T);
   const int64_t weight_bytes = reduction_rows(passes, views) * panels.columns * sizeof(T);
-  // Small gradients: every thread sums its own copy over bands of its own. Large ones: one band at a time, and each
-  // task makes the final gradient of one panel and chunk of channels, so that no sum ever leaves the cache.
+  // Small gradients: every thread sums its own copy over bands of its own. Large ones: one band at a time,
+  // and each task makes the final gradient of one panel and chunk of channels, so that no sum ever leaves the
+  // cache.
   const bool own_copies = weight_bytes * threads <= (16 << 20);
   const Layout layout(passes, views, own_copies);
   const std::vector<Band> bands =
-      make_bands(g.N, g.Ho, std::max<int64_t>(1, (own_copies ? kTileCacheBytes : kSharedBandBytes) / row_bytes));
+      make_bands(g.N, g.Ho,
+                 own_copies ? rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads)
+                            : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1));
   int64_t feature_size = 0, max_pixels = 0;
   for (const Band& band : bands) {
     feature_size = std::max(feature_size, features_size<T>(views, band));
@@ -171,7 +178,8 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   const int64_t copies = own_copies ? threads : 1;
   const int64_t band_size = feature_size + WeightBand<T>::size(max_pixels, passes, panels);
   const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
-  const Buffer scratch = allocate(copies * band_size * sizeof(T)), sums = allocate(threads * sum_size * sizeof(T));
+  const Buffer scratch = allocate(copies * band_size * sizeof(T)),
+               sums = allocate(threads * sum_size * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));
 
   // Chunks of channels, source after source; one of them is all of a source where layout.whole.
@@ -192,15 +200,17 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
                    dst + layout.row[k] * panel.vectors * kLanes<T>);
   };
   const auto wanted = [&](size_t branch) { return grad_weights[branch] || grad_scales[branch]; };
-  const auto unpack_chunk = [&](size_t branch, const Panel& panel, size_t chunk, const T* src, int64_t partial_sums,
-                                bool add, PackScratch<T>& pack) {
+  const auto unpack_chunk = [&](size_t branch, const Panel& panel, size_t chunk, const T* src,
+                                int64_t partial_sums, bool add, PackScratch<T>& pack) {
     const Chunk& at = chunks[chunk];
     std::vector<const T*> parts(passes.size(), nullptr);
     for (size_t k = 0; k < passes.size(); ++k)
       if (passes[k].source == at.source) parts[k] = src + layout.row[k] * panel.vectors * kLanes<T>;
-    double* scale = scale_sums.data() + (chunk * branches + branch) * g.O + panel.group * g.Og() + panel.first;
-    unpack_grad_weight(p, passes, branch, panel, views[at.source].channel + at.c, layout.chunk[at.source], parts,
-                       partial_sums, sum_size, pack, add, grad_weights[branch], grad_scales[branch] ? scale : nullptr);
+    double* scale =
+        scale_sums.data() + (chunk * branches + branch) * g.O + panel.group * g.Og() + panel.first;
+    unpack_grad_weight(p, passes, branch, panel, views[at.source].channel + at.c, layout.chunk[at.source],
+                       parts, partial_sums, sum_size, pack, add, grad_weights[branch],
+                       grad_scales[branch] ? scale : nullptr);
   };
   bool any = false;
   for (size_t i = 0; i < branches; ++i) any |= wanted(i);
@@ -219,20 +229,23 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
         if (!any) continue;
         for (const FeatureBand<T>& source : features) load_features(p, source, false);
         for (const Panel& panel : panels.list)
-          for (const Chunk& chunk : chunks) accumulate_chunk(band, features, panel, chunk, mine + layout.rows * panel.column);
+          for (const Chunk& chunk : chunks)
+            accumulate_chunk(band, features, panel, chunk, mine + layout.rows * panel.column);
       }
     });
     parallel(panels.list.size() * branches, [&](int64_t i, int64_t) {
       const Panel& panel = panels.list[i / branches];
       PackScratch<T> pack;
       for (size_t chunk = 0; wanted(i % branches) && chunk < chunks.size(); ++chunk)
-        unpack_chunk(i % branches, panel, chunk, as<T>(sums) + layout.rows * panel.column, copies, false, pack);
+        unpack_chunk(i % branches, panel, chunk, as<T>(sums) + layout.rows * panel.column, copies, false,
+                     pack);
     });
   } else {
     for (size_t b = 0; b < bands.size(); ++b) {
-      const std::vector<FeatureBand<T>> features = make_features(p, views, bands[b], layout.chunk, as<T>(scratch));
-      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, as<T>(scratch) + feature_size, true,
-                               grad_sum ? channel_sums[0].data() : nullptr);
+      const std::vector<FeatureBand<T>> features =
+          make_features(p, views, bands[b], layout.chunk, as<T>(scratch));
+      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, as<T>(scratch) + feature_size,
+                               true, grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
       for (const FeatureBand<T>& source : features) load_features(p, source, true);
       parallel(panels.list.size() * chunks.size(), [&](int64_t i, int64_t thread) {

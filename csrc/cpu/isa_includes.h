@@ -1,5 +1,5 @@
-// Headers of the implementation, to be included before an isa_*.cpp raises the instruction set: what they define is
-// shared with code that must run on any processor.
+// Headers of the implementation, to be included before an isa_*.cpp raises the instruction set: what they
+// define is shared with code that must run on any processor.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The two inner kernels: C += s o (A B) over row pointers, and its transpose for weights. Both keep kRows x NV vectors
-// of C in registers; a panel of B is up to kPanelVectors vectors wide.
+// The two inner kernels: C += s o (A B) over row pointers, and its transpose for weights. Both keep kRows x
+// NV vectors of C in registers; a panel of B is up to kPanelVectors vectors wide.
 
 constexpr int64_t kRows = 6;
 constexpr int64_t kPanelVectors = PCONV_VECTOR_BYTES == 64 ? 4 : 2;
@@ -11,10 +11,12 @@ struct Segment {
   int64_t a, b, len;
 };
 
-// Row r of C [rows, NV vectors]: (init ? init : C) + scale[r] * sum over segments of a[r][...] * b[...][NV vectors].
+// Row r of C [rows, NV vectors]: (init ? init : C) + scale[r] * sum over segments of a[r][...] * b[...][NV
+// vectors].
 template <class T, int NV, int MR>
-static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment* segments, int64_t n_segments, const T* b, T* const* c,
-                      const T* scale, const T* init) {
+static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment* segments,
+                                                int64_t n_segments, const T* b, T* const* c, const T* scale,
+                                                const T* init) {
   constexpr int64_t L = kLanes<T>;
   Vec<T> acc[MR][NV];
 #pragma GCC unroll 8
@@ -42,42 +44,56 @@ static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c[r] + v * L, (init ? load(init + v * L) : load(c[r] + v * L)) + scale[r] * acc[r][v]);
+    for (int v = 0; v < NV; ++v)
+      store(c[r] + v * L, (init ? load(init + v * L) : load(c[r] + v * L)) + scale[r] * acc[r][v]);
 }
 
 template <class T, int NV>
-static void gemm_rows(int64_t rows, const T* const* a, const Segment* segments, int64_t n, const T* b, T* const* c,
-                      const T* scale, const T* init) {
+static void gemm_rows(int64_t rows, const T* const* a, const Segment* segments, int64_t n, const T* b,
+                      T* const* c, const T* scale, const T* init) {
   switch (rows) {
-    case 6: return gemm_tile<T, NV, 6>(a, segments, n, b, c, scale, init);
-    case 5: return gemm_tile<T, NV, 5>(a, segments, n, b, c, scale, init);
-    case 4: return gemm_tile<T, NV, 4>(a, segments, n, b, c, scale, init);
-    case 3: return gemm_tile<T, NV, 3>(a, segments, n, b, c, scale, init);
-    case 2: return gemm_tile<T, NV, 2>(a, segments, n, b, c, scale, init);
-    default: return gemm_tile<T, NV, 1>(a, segments, n, b, c, scale, init);
+    case 6:
+      return gemm_tile<T, NV, 6>(a, segments, n, b, c, scale, init);
+    case 5:
+      return gemm_tile<T, NV, 5>(a, segments, n, b, c, scale, init);
+    case 4:
+      return gemm_tile<T, NV, 4>(a, segments, n, b, c, scale, init);
+    case 3:
+      return gemm_tile<T, NV, 3>(a, segments, n, b, c, scale, init);
+    case 2:
+      return gemm_tile<T, NV, 2>(a, segments, n, b, c, scale, init);
+    default:
+      return gemm_tile<T, NV, 1>(a, segments, n, b, c, scale, init);
   }
 }
 template <class T>
-static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment* segments, int64_t n, const T* b,
-                 T* const* c, const T* scale, const T* init) {
+static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment* segments, int64_t n,
+                 const T* b, T* const* c, const T* scale, const T* init) {
   switch (vectors) {
 #if PCONV_VECTOR_BYTES == 64
-    case 4: return gemm_rows<T, 4>(rows, a, segments, n, b, c, scale, init);
-    case 3: return gemm_rows<T, 3>(rows, a, segments, n, b, c, scale, init);
+    case 4:
+      return gemm_rows<T, 4>(rows, a, segments, n, b, c, scale, init);
+    case 3:
+      return gemm_rows<T, 3>(rows, a, segments, n, b, c, scale, init);
 #endif
-    case 2: return gemm_rows<T, 2>(rows, a, segments, n, b, c, scale, init);
-    default: return gemm_rows<T, 1>(rows, a, segments, n, b, c, scale, init);
+    case 2:
+      return gemm_rows<T, 2>(rows, a, segments, n, b, c, scale, init);
+    default:
+      return gemm_rows<T, 1>(rows, a, segments, n, b, c, scale, init);
   }
 }
 
-// One pixel of the reduction of the weight gradient: where its window starts in A, which row of the panel is its gradient.
+// One pixel of the reduction of the weight gradient: where its window starts in A, which row of the panel is
+// its gradient.
 struct PixelPair {
   int32_t a, b;
 };
 
-// C [MR, NV vectors], rows ldc apart, += sum over pixels of a[pixel.a + 0..MR) (outer) b[pixel.b][NV vectors].
+// C [MR, NV vectors], rows ldc apart, += sum over pixels of a[pixel.a + 0..MR) (outer) b[pixel.b][NV
+// vectors].
 template <class T, int NV, int MR>
-static __attribute__((noinline)) void outer_tile(const T* a, const PixelPair* pixels, int64_t n, const T* b, T* c, int64_t ldc) {
+static __attribute__((noinline)) void outer_tile(const T* a, const PixelPair* pixels, int64_t n, const T* b,
+                                                 T* c, int64_t ldc) {
   constexpr int64_t L = kLanes<T>;
   Vec<T> acc[MR][NV];
 #pragma GCC unroll 8
@@ -104,25 +120,36 @@ static __attribute__((noinline)) void outer_tile(const T* a, const PixelPair* pi
 }
 
 template <class T, int NV>
-static void outer_rows(int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b, T* c, int64_t ldc) {
+static void outer_rows(int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b, T* c,
+                       int64_t ldc) {
   switch (rows) {
-    case 6: return outer_tile<T, NV, 6>(a, pixels, n, b, c, ldc);
-    case 5: return outer_tile<T, NV, 5>(a, pixels, n, b, c, ldc);
-    case 4: return outer_tile<T, NV, 4>(a, pixels, n, b, c, ldc);
-    case 3: return outer_tile<T, NV, 3>(a, pixels, n, b, c, ldc);
-    case 2: return outer_tile<T, NV, 2>(a, pixels, n, b, c, ldc);
-    default: return outer_tile<T, NV, 1>(a, pixels, n, b, c, ldc);
+    case 6:
+      return outer_tile<T, NV, 6>(a, pixels, n, b, c, ldc);
+    case 5:
+      return outer_tile<T, NV, 5>(a, pixels, n, b, c, ldc);
+    case 4:
+      return outer_tile<T, NV, 4>(a, pixels, n, b, c, ldc);
+    case 3:
+      return outer_tile<T, NV, 3>(a, pixels, n, b, c, ldc);
+    case 2:
+      return outer_tile<T, NV, 2>(a, pixels, n, b, c, ldc);
+    default:
+      return outer_tile<T, NV, 1>(a, pixels, n, b, c, ldc);
   }
 }
 template <class T>
-static void outer(int64_t vectors, int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b, T* c,
-                  int64_t ldc) {
+static void outer(int64_t vectors, int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b,
+                  T* c, int64_t ldc) {
   switch (vectors) {
 #if PCONV_VECTOR_BYTES == 64
-    case 4: return outer_rows<T, 4>(rows, a, pixels, n, b, c, ldc);
-    case 3: return outer_rows<T, 3>(rows, a, pixels, n, b, c, ldc);
+    case 4:
+      return outer_rows<T, 4>(rows, a, pixels, n, b, c, ldc);
+    case 3:
+      return outer_rows<T, 3>(rows, a, pixels, n, b, c, ldc);
 #endif
-    case 2: return outer_rows<T, 2>(rows, a, pixels, n, b, c, ldc);
-    default: return outer_rows<T, 1>(rows, a, pixels, n, b, c, ldc);
+    case 2:
+      return outer_rows<T, 2>(rows, a, pixels, n, b, c, ldc);
+    default:
+      return outer_rows<T, 1>(rows, a, pixels, n, b, c, ldc);
   }
 }

@@ -22,10 +22,13 @@ struct Call {
   Call(const Tensor& x_, const OptionalTensor& mask_, const std::vector<Tensor>& weights_,
        const std::vector<Tensor>& biases_, const Tensor& scales_, const std::vector<int64_t>& stride)
       : x(x_), mask(mask_), order(weights_.size()), scales(to_compute(scales_)) {
+    STD_TORCH_CHECK(weights_.size() <= kMaxBranches, "msfef: the CPU kernels take at most ", kMaxBranches,
+                    " kernel sizes, got ", weights_.size(), ": use backend=\"reference\"");
     for (const Tensor& w : weights_) weights.push_back(to_compute(w));
     for (const Tensor& b : biases_) biases.push_back(to_compute(b));
     std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return weights[a].size(2) < weights[b].size(2); });
+    std::sort(order.begin(), order.end(),
+              [&](size_t a, size_t b) { return weights[a].size(2) < weights[b].size(2); });
     g.N = x.size(0), g.C = x.size(1), g.H = x.size(2), g.W = x.size(3), g.groups = 1;
     g.O = scales.size(1), g.kh = g.kw = weights[order.back()].size(2);
     g.sh = stride[0], g.sw = stride[1], g.dh = g.dw = 1, g.pt = g.pl = g.kh / 2;
@@ -38,7 +41,9 @@ struct Call {
   }
 
   template <class T>
-  const T* scale(size_t i) const { return const_data<T>(scales) + i * g.O; }
+  const T* scale(size_t i) const {
+    return const_data<T>(scales) + i * g.O;
+  }
   template <class T>
   Problem<T> problem() const {
     Problem<T> p{dtype_of(x.tensor), g, sources, {}, &windows};
@@ -51,7 +56,8 @@ struct Call {
 }  // namespace
 
 std::tuple<Tensor, Tensor> msfef(const Tensor& x_, const OptionalTensor& mask_, std::vector<Tensor> weights_,
-                                 std::vector<Tensor> biases_, const Tensor& scales_, std::vector<int64_t> stride) {
+                                 std::vector<Tensor> biases_, const Tensor& scales_,
+                                 std::vector<int64_t> stride) {
   const Call call(x_, mask_, weights_, biases_, scales_, stride);
   const Geometry& g = call.g;
   const Tensor out = empty_map(g.N, g.O, g.Ho, g.Wo, x_.scalar_type(), call.x.channels_last);
@@ -65,10 +71,12 @@ std::tuple<Tensor, Tensor> msfef(const Tensor& x_, const OptionalTensor& mask_, 
   return {out, updated_mask(g, call.windows, mask_ ? mask_->scalar_type() : x_.scalar_type())};
 }
 
-// With G_i = dL/dV_i and s = sum m'_min dL/dy: dL/dW_i = a_i o G_i, dL/db_i = a_i o s, dL/da_i = <W_i, G_i> + b_i o s.
+// With G_i = dL/dV_i and s = sum m'_min dL/dy: dL/dW_i = a_i o G_i, dL/db_i = a_i o s, dL/da_i = <W_i, G_i> +
+// b_i o s.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> msfef_backward(
     const Tensor& grad_, const Tensor& x_, const OptionalTensor& mask_, std::vector<Tensor> weights_,
-    std::vector<Tensor> biases_, const Tensor& scales_, std::vector<int64_t> stride, std::vector<bool> needs) {
+    std::vector<Tensor> biases_, const Tensor& scales_, std::vector<int64_t> stride,
+    std::vector<bool> needs) {
   const Call call(x_, mask_, weights_, biases_, scales_, stride);
   const FeatureMap grad(grad_);
   const Geometry& g = call.g;
@@ -76,8 +84,10 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, Tensor> msfef_backw
   const size_t n = call.weights.size();
   const Tensor grad_x = needs[0] ? empty_map(g.N, g.C, g.H, g.W, dtype, call.x.channels_last) : none();
   std::vector<Tensor> grad_weights, grad_biases;
-  for (size_t i = 0; needs[1] && i < n; ++i) grad_weights.push_back(empty_like_dense(call.weights[i], compute));
-  for (size_t i = 0; needs[2] && i < call.biases.size(); ++i) grad_biases.push_back(empty_like_dense(call.biases[i], compute));
+  for (size_t i = 0; needs[1] && i < n; ++i)
+    grad_weights.push_back(empty_like_dense(call.weights[i], compute));
+  for (size_t i = 0; needs[2] && i < call.biases.size(); ++i)
+    grad_biases.push_back(empty_like_dense(call.biases[i], compute));
   const Tensor grad_scales = needs[3] ? empty_like_dense(call.scales, compute) : none();
   with_compute_type(x_, [&](auto zero) {
     using T = decltype(zero);

@@ -21,19 +21,22 @@ struct PackScratch {
 };
 
 // Channels at a time whose transposed taps stay in the first cache.
-PCONV_INLINE int64_t channel_step(int64_t taps) { return std::max<int64_t>(1, 96 / taps); }
+PCONV_INLINE int64_t channel_step(int64_t taps) {
+  return std::max<int64_t>(1, 96 / taps);
+}
 
-// B of a pass for input channels [c, c + chunk) of the group, [slots * chunk, columns]: row slot * chunk + channel,
-// column = output channel.
+// B of a pass for input channels [c, c + chunk) of the group, [slots * chunk, columns]: row slot * chunk +
+// channel, column = output channel.
 template <class T>
-static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& panel, int64_t c_begin, int64_t chunk,
-                         PackScratch<T>& scratch, T* dst) {
+static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& panel, int64_t c_begin,
+                         int64_t chunk, PackScratch<T>& scratch, T* dst) {
   const Geometry& g = p.geo;
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg(), o0 = panel.group * g.Og() + panel.first;
   for (size_t i : pass.merged) {
     const Branch<T>& b = p.branches[i];
     const int64_t taps = b.kh * b.kw, step = channel_step(taps);
-    for (int64_t o = 0; o < columns; ++o) scratch.factor[o] = o < panel.width ? (b.scale ? b.scale[o0 + o] : T(1)) : T(0);
+    for (int64_t o = 0; o < columns; ++o)
+      scratch.factor[o] = o < panel.width ? (b.scale ? b.scale[o0 + o] : T(1)) : T(0);
     T* block = scratch.sized(step * taps * columns);
     if (columns > panel.width) std::fill_n(block, step * taps * columns, T(0));
     for (int64_t c = 0; c < chunk; c += step) {
@@ -41,8 +44,8 @@ static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& pan
       transpose(b.weight + (o0 * Cg + c_begin + c) * taps, Cg * taps, panel.width, cn * taps, block, columns);
       for (const Placement& at : pass.placements.of_branch[i])
         for (int64_t k = 0; k < cn; ++k)
-          put_row(dst + (at.slot * chunk + c + k) * columns, block + (k * taps + at.tap) * columns, scratch.factor,
-                  columns, at.first);
+          put_row(dst + (at.slot * chunk + c + k) * columns, block + (k * taps + at.tap) * columns,
+                  scratch.factor, columns, at.first);
     }
   }
 }
@@ -50,8 +53,9 @@ static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& pan
 // B of the input gradient for output channels [o, o + chunk) of the group, [slots * chunk, columns]: row
 // slot * chunk + channel, column = input channel, `c0` channels into the group for the panel's first.
 template <class T>
-static void pack_grad_input(const Problem<T>& p, const Pass& pass, const Placements& placements, const Panel& panel,
-                            int64_t c0, int64_t o_begin, int64_t chunk, PackScratch<T>& scratch, T* dst) {
+static void pack_grad_input(const Problem<T>& p, const Pass& pass, const Placements& placements,
+                            const Panel& panel, int64_t c0, int64_t o_begin, int64_t chunk,
+                            PackScratch<T>& scratch, T* dst) {
   const Geometry& g = p.geo;
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg();
   for (size_t i : pass.merged) {
@@ -64,18 +68,21 @@ static void pack_grad_input(const Problem<T>& p, const Pass& pass, const Placeme
       std::fill_n(scratch.factor, columns, b.scale ? b.scale[channel] : T(1));
       transpose(b.weight + (channel * Cg + c0) * taps, taps, panel.width, taps, block, columns);
       for (const Placement& at : placements.of_branch[i])
-        put_row(dst + (at.slot * chunk + o) * columns, block + at.tap * columns, scratch.factor, columns, at.first);
+        put_row(dst + (at.slot * chunk + o) * columns, block + at.tap * columns, scratch.factor, columns,
+                at.first);
     }
   }
 }
 
-// dL/dW = a o dL/dV and the panel's part of dL/da = <W, dL/dV>, input channels [c_begin, c_begin + chunk) of the group.
-// dL/dV sums what the passes of that source left where the tap was placed: `grads[pass]` is [slots * chunk, columns]
-// (null for other sources) in each of `copies` partial sums, `copy_stride` apart. `add` adds to an earlier band's.
+// dL/dW = a o dL/dV and the panel's part of dL/da = <W, dL/dV>, input channels [c_begin, c_begin + chunk) of
+// the group. dL/dV sums what the passes of that source left where the tap was placed: `grads[pass]` is [slots
+// * chunk, columns] (null for other sources) in each of `copies` partial sums, `copy_stride` apart. `add`
+// adds to an earlier band's.
 template <class T>
-static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& passes, size_t branch, const Panel& panel,
-                               int64_t c_begin, int64_t chunk, const std::vector<const T*>& grads, int64_t copies,
-                               int64_t copy_stride, PackScratch<T>& scratch, bool add, T* grad_weight, double* grad_scale) {
+static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& passes, size_t branch,
+                               const Panel& panel, int64_t c_begin, int64_t chunk,
+                               const std::vector<const T*>& grads, int64_t copies, int64_t copy_stride,
+                               PackScratch<T>& scratch, bool add, T* grad_weight, double* grad_scale) {
   const Geometry& g = p.geo;
   const Branch<T>& b = p.branches[branch];
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg(), o0 = panel.group * g.Og() + panel.first;

@@ -20,9 +20,10 @@ Geometry geometry(const Tensor& x, const Tensor& weight, const std::vector<int64
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> partial_conv2d(const Tensor& x_, const OptionalTensor& mask_, const Tensor& weight_,
-                                          const OptionalTensor& bias_, std::vector<int64_t> stride,
-                                          std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups) {
+std::tuple<Tensor, Tensor> partial_conv2d(const Tensor& x_, const OptionalTensor& mask_,
+                                          const Tensor& weight_, const OptionalTensor& bias_,
+                                          std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                          std::vector<int64_t> dilation, int64_t groups) {
   const FeatureMap x(x_);
   const MaskPlanes mask(mask_);
   const Tensor weight = to_compute(weight_);
@@ -41,7 +42,8 @@ std::tuple<Tensor, Tensor> partial_conv2d(const Tensor& x_, const OptionalTensor
 
 std::tuple<Tensor, Tensor, Tensor> partial_conv2d_backward(const Tensor& grad_, const Tensor& x_,
                                                            const OptionalTensor& mask_, const Tensor& weight_,
-                                                           std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                                           std::vector<int64_t> stride,
+                                                           std::vector<int64_t> padding,
                                                            std::vector<int64_t> dilation, int64_t groups,
                                                            std::vector<bool> needs) {
   const FeatureMap x(x_), grad(grad_);

@@ -1,11 +1,13 @@
 // Identity 3 as a list of dense products. With ratios r_1..r_n (ascending kernels) every output is
 //   sum_i r_i conv(V_i) = r_n conv(V_1 + ... + V_n) + sum_{i<n} (r_i - r_n) conv(V_i):
-// one product with the merged kernel for all live windows, corrections for the windows that are not whole. Where all
-// but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one merged kernel.
+// one product with the merged kernel for all live windows, corrections for the windows that are not whole.
+// Where all but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one
+// merged kernel.
 //
-// An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored pixels, so the
-// taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a pass of its own. On the
-// smallest maps packing the four kernels costs more than it saves: there bands are up-sampled as they are loaded.
+// An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored
+// pixels, so the taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a
+// pass of its own. On the smallest maps packing the four kernels costs more than it saves: there bands are
+// up-sampled as they are loaded.
 constexpr int64_t kMergePixels = 192;
 
 // A source as the convolution meets it: the geometry of its stored map, and its place in the concatenation.
@@ -55,18 +57,18 @@ class Placements {
 
 struct Pass {
   enum Kind { kAll, kLower, kSingle } kind;
-  size_t branch;                      // the largest merged branch
-  std::vector<size_t> merged;         // branches summed into the kernel, largest first
+  size_t branch;               // the largest merged branch
+  std::vector<size_t> merged;  // branches summed into the kernel, largest first
   size_t source;
-  int64_t kh, kw, top, left;          // its kernel, and where that lies in the window of its source
-  int64_t row_class, col_class;       // of the output pixels it is for, -1 = all
-  bool starts;                        // the first pass for its pixels
+  int64_t kh, kw, top, left;     // its kernel, and where that lies in the window of its source
+  int64_t row_class, col_class;  // of the output pixels it is for, -1 = all
+  bool starts;                   // the first pass for its pixels
   Placements placements;
   int64_t taps() const { return kh * kw; }
 };
 
-// Class of an output row (or column) over an up-sampled source: its parity; the last rows of an odd size, where the
-// window ends between two copies of a stored row, have classes of their own.
+// Class of an output row (or column) over an up-sampled source: its parity; the last rows of an odd size,
+// where the window ends between two copies of a stored row, have classes of their own.
 PCONV_INLINE int64_t up_class(int64_t index, int64_t size, int64_t kernel) {
   const int64_t inside = size - kernel / 2;
   return size % 2 && index >= inside ? 2 + index - inside : index & 1;
@@ -94,7 +96,8 @@ static void add_up_passes(const Problem<T>& p, const View& view, size_t source, 
   };
   for (int64_t a : classes(g.H, g.kh))
     for (int64_t b : classes(g.W, g.kw)) {
-      const std::vector<int64_t> rows = up_taps(a, g.H, g.kh, view.g.pt), cols = up_taps(b, g.W, g.kw, view.g.pl);
+      const std::vector<int64_t> rows = up_taps(a, g.H, g.kh, view.g.pt),
+                                 cols = up_taps(b, g.W, g.kw, view.g.pl);
       // Rows ascend; those outside the image come last.
       const int64_t top = rows[0], left = cols[0];
       const int64_t kh = *std::max_element(rows.begin(), rows.end()) - top + 1;
@@ -102,7 +105,8 @@ static void add_up_passes(const Problem<T>& p, const View& view, size_t source, 
       Pass pass{Pass::kAll, 0, {0}, source, kh, kw, top, left, a, b, true, Placements(1)};
       for (int64_t i = 0; i < g.kh; ++i)
         for (int64_t j = 0; j < g.kw; ++j)
-          if (rows[i] >= 0 && cols[j] >= 0) pass.placements.put(0, i * g.kw + j, (rows[i] - top) * kw + cols[j] - left);
+          if (rows[i] >= 0 && cols[j] >= 0)
+            pass.placements.put(0, i * g.kw + j, (rows[i] - top) * kw + cols[j] - left);
       passes.push_back(pass);
     }
 }
@@ -114,8 +118,18 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
   std::vector<Pass> passes;
   const auto add = [&](Pass::Kind kind, size_t branch, bool all_below, size_t source) {
     const int64_t kh = p.branches[branch].kh, kw = p.branches[branch].kw;
-    Pass pass{kind, branch, {branch}, source, kh, kw, (p.geo.kh - kh) / 2, (p.geo.kw - kw) / 2, -1, -1,
-              kind == Pass::kAll && source == 0, Placements(n)};
+    Pass pass{kind,
+              branch,
+              {branch},
+              source,
+              kh,
+              kw,
+              (p.geo.kh - kh) / 2,
+              (p.geo.kw - kw) / 2,
+              -1,
+              -1,
+              kind == Pass::kAll && source == 0,
+              Placements(n)};
     if (all_below)
       for (size_t i = branch; i-- > 0;) pass.merged.push_back(i);
     for (size_t i : pass.merged) {
@@ -137,7 +151,8 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
   return passes;
 }
 
-// Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to add.
+// Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to
+// add.
 template <class T>
 struct Ratios {
   bool live, whole, lower_whole;
@@ -193,23 +208,24 @@ static Panels make_panels(int64_t groups, int64_t per_group) {
   return out;
 }
 
-// Channels that one visit of packed weights covers where a thread packs them as it goes: all of them, or a divisor
-// such that a pack of the largest kernel stays in the second cache.
+// Channels that one visit of packed weights covers where a thread packs them as it goes: all of them, or a
+// divisor such that a pack of the largest kernel stays in the second cache.
 PCONV_INLINE int64_t channel_chunk(int64_t channels) {
   for (int64_t chunk : {32, 24, 16, 20, 28, 12, 8})
     if (channels % chunk == 0) return chunk;
   return channels;
 }
 
-// How the rows of B are laid out in a packed panel. Either the whole panel, source after source (chunk = all channels
-// of a source), or one chunk of channels of one source at a time.
+// How the rows of B are laid out in a packed panel. Either the whole panel, source after source (chunk = all
+// channels of a source), or one chunk of channels of one source at a time.
 struct Layout {
   bool whole;
   std::vector<int64_t> chunk;  // channels, per source
   std::vector<int64_t> row;    // where each pass begins
   int64_t rows = 0;            // of a packed panel, or of the largest chunk
 
-  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole) : whole(whole), row(passes.size()) {
+  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole)
+      : whole(whole), row(passes.size()) {
     for (size_t s = 0; s < views.size(); ++s) {
       const int64_t channels = views[s].g.Cg();
       chunk.push_back(whole ? channels : channel_chunk(channels));

@@ -1,4 +1,5 @@
-// What the CPU kernels are told and what they ask of their host. No torch header: tensors arrive as raw pointers.
+// What the CPU kernels are told and what they ask of their host. No torch header: tensors arrive as raw
+// pointers.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -10,35 +11,37 @@ constexpr int kMaxBranches = 16;
 
 enum class DType : uint8_t { f32, f64, bf16, f16 };
 
-// How one window position sees the image. All three operators are convolutions over [N, H, W, C] with one centre.
+// How one window position sees the image. All three operators are convolutions over [N, H, W, C] with one
+// centre.
 struct Geometry {
-  int64_t N, C, H, W;            // input of the convolution (after up-sampling and concatenation)
-  int64_t O, Ho, Wo;             // output
+  int64_t N, C, H, W;  // input of the convolution (after up-sampling and concatenation)
+  int64_t O, Ho, Wo;   // output
   int64_t groups;
-  int64_t kh, kw;                // the largest kernel
-  int64_t sh, sw, dh, dw;        // stride, dilation
-  int64_t pt, pl;                // padding above and to the left
-  int64_t Hp, Wp;                // rows and columns of the padded image that any window touches
+  int64_t kh, kw;          // the largest kernel
+  int64_t sh, sw, dh, dw;  // stride, dilation
+  int64_t pt, pl;          // padding above and to the left
+  int64_t Hp, Wp;          // rows and columns of the padded image that any window touches
 
   int64_t Cg() const { return C / groups; }
   int64_t Og() const { return O / groups; }
   int64_t pixels() const { return N * Ho * Wo; }
 };
 
-// One feature map of the concatenated input; `up` = 1 reads it through a nearest 2x up-sampling (index i >> 1).
-// Memory is NCHW-contiguous or channels-last.
+// One feature map of the concatenated input; `up` = 1 reads it through a nearest 2x up-sampling (index i >>
+// 1). Memory is NCHW-contiguous or channels-last.
 struct Source {
   const void* data = nullptr;
   int64_t C = 0;
   int up = 0;
-  int64_t H = 0, W = 0;          // of the stored map
+  int64_t H = 0, W = 0;  // of the stored map
   bool channels_last = false;
-  const uint8_t* mask = nullptr; // [Nm, Cm, H, W], 1 = valid; null = all valid
-  int64_t mask_stride_n = 0;     // 0 where one mask serves the batch
+  const uint8_t* mask = nullptr;  // [Nm, Cm, H, W], 1 = valid; null = all valid
+  int64_t mask_stride_n = 0;      // 0 where one mask serves the batch
   bool mask_per_channel = false;
 };
 
-// One kernel of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (identity 1, the fold), null = 1.
+// One kernel of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (identity 1, the fold), null
+// = 1.
 template <class T>
 struct Branch {
   int64_t kh, kw;
@@ -48,11 +51,11 @@ struct Branch {
 
 // Valid entries of every window, per branch; shared by forward and backward.
 struct Windows {
-  int64_t Nm = 1;                             // 1 where all images share one mask
-  std::vector<std::vector<int32_t>> count;    // per branch [Nm, Ho, Wo]
-  std::vector<int64_t> whole;                 // count of a full window, per branch
-  std::vector<uint8_t> valid;                 // [Nm, Hp, valid_stride] any channel valid, padding included as 0
-  int64_t valid_stride = 0;                   // Wp and at least 8 more bytes, so that 8 can be read anywhere
+  int64_t Nm = 1;                           // 1 where all images share one mask
+  std::vector<std::vector<int32_t>> count;  // per branch [Nm, Ho, Wo]
+  std::vector<int64_t> whole;               // count of a full window, per branch
+  std::vector<uint8_t> valid;               // [Nm, Hp, valid_stride] any channel valid, padding included as 0
+  int64_t valid_stride = 0;                 // Wp and at least 8 more bytes, so that 8 can be read anywhere
 
   const int32_t* counts(size_t branch, const Geometry& g, int64_t n) const {
     return count[branch].data() + (Nm == 1 ? 0 : n) * g.Ho * g.Wo;
@@ -64,10 +67,10 @@ struct Windows {
 
 template <class T>
 struct Problem {
-  DType dtype;                     // of the feature maps; T computes
+  DType dtype;  // of the feature maps; T computes
   Geometry geo;
   std::vector<Source> sources;
-  std::vector<Branch<T>> branches; // ascending kernel size
+  std::vector<Branch<T>> branches;  // ascending kernel size
   const Windows* windows;
 };
 
@@ -87,15 +90,19 @@ struct Gradient {
 using Buffer = std::shared_ptr<void>;
 Buffer allocate(int64_t bytes);
 template <class T>
-T* as(const Buffer& b) { return static_cast<T*>(b.get()); }
+T* as(const Buffer& b) {
+  return static_cast<T*>(b.get());
+}
 
 int64_t thread_count();
-// Runs body(ctx, i) for i in [0, n) over the framework's threads, each taking the next free i. The body never throws.
+// Runs body(ctx, i) for i in [0, n) over the framework's threads, each taking the next free i. The body never
+// throws.
 void parallel_tasks(int64_t n, void (*body)(void* ctx, int64_t task, int64_t thread), void* ctx);
 template <class F>
 void parallel(int64_t n, const F& f) {
-  parallel_tasks(n, [](void* ctx, int64_t task, int64_t thread) { (*static_cast<const F*>(ctx))(task, thread); },
-                 const_cast<void*>(static_cast<const void*>(&f)));
+  parallel_tasks(
+      n, [](void* ctx, int64_t task, int64_t thread) { (*static_cast<const F*>(ctx))(task, thread); },
+      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 // The three passes, compiled once per instruction set.
@@ -113,6 +120,7 @@ struct Engine {
 template <class T>
 const Engine<T>& engine();  // the best for this processor
 
-Windows count_windows(const Geometry&, const std::vector<Source>&, const std::vector<std::pair<int64_t, int64_t>>& kernels);
+Windows count_windows(const Geometry&, const std::vector<Source>&,
+                      const std::vector<std::pair<int64_t, int64_t>>& kernels);
 
 }  // namespace pconv

@@ -11,7 +11,8 @@ namespace pconv {
 static const Tensor& with_large_pages(const Tensor& t) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.numel() * t.element_size();
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()),
+                  end = begin + t.numel() * t.element_size();
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
@@ -19,11 +20,14 @@ static const Tensor& with_large_pages(const Tensor& t) {
 }
 
 Buffer allocate(int64_t bytes) {
-  auto* tensor = new Tensor(with_large_pages(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte)));
+  auto* tensor =
+      new Tensor(with_large_pages(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte)));
   return Buffer(tensor->mutable_data_ptr(), [tensor](void*) { delete tensor; });
 }
 
-int64_t thread_count() { return torch::stable::get_num_threads(); }
+int64_t thread_count() {
+  return torch::stable::get_num_threads();
+}
 
 void parallel_tasks(int64_t n, void (*body)(void*, int64_t, int64_t), void* ctx) {
   const int64_t threads = std::min(n, thread_count());
@@ -39,10 +43,14 @@ void parallel_tasks(int64_t n, void (*body)(void*, int64_t, int64_t), void* ctx)
 
 DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      return DType::f32;
   }
 }
 
@@ -96,13 +104,18 @@ MaskPlanes::MaskPlanes(const OptionalTensor& given) {
   uint8_t* out = mutable_data<uint8_t>(*planes);
   const auto nonzero = [](auto v) { return static_cast<uint8_t>(v != 0); };
   switch (dtype) {
-    case ScalarType::Double: fill_planes<double>(mask, out, nonzero); break;
-    case ScalarType::Float: fill_planes<float>(mask, out, nonzero); break;
+    case ScalarType::Double:
+      fill_planes<double>(mask, out, nonzero);
+      break;
+    case ScalarType::Float:
+      fill_planes<float>(mask, out, nonzero);
+      break;
     case ScalarType::Half:
     case ScalarType::BFloat16:  // all but the sign: -0 is a hole too
       fill_planes<uint16_t>(mask, out, [](uint16_t v) { return static_cast<uint8_t>((v & 0x7fff) != 0); });
       break;
-    default: fill_planes<uint8_t>(mask, out, nonzero);
+    default:
+      fill_planes<uint8_t>(mask, out, nonzero);
   }
 }
 
@@ -124,15 +137,18 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up) {
 }
 
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last) {
-  return with_large_pages(torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  return with_large_pages(
+      torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
+                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype) {
   return with_large_pages(torch::stable::empty(t.sizes(), dtype));
 }
 
-Target target_of(const Tensor& t, bool channels_last) { return {t.mutable_data_ptr(), channels_last}; }
+Target target_of(const Tensor& t, bool channels_last) {
+  return {t.mutable_data_ptr(), channels_last};
+}
 
 Tensor updated_mask(const Geometry& g, const Windows& w, ScalarType dtype) {
   Tensor out = empty_map(g.N, 1, g.Ho, g.Wo, dtype, false);
@@ -144,11 +160,21 @@ Tensor updated_mask(const Geometry& g, const Windows& w, ScalarType dtype) {
     }
   };
   switch (dtype) {
-    case ScalarType::Double: fill(mutable_data<double>(out), 1.0); break;
-    case ScalarType::Float: fill(mutable_data<float>(out), 1.0f); break;
-    case ScalarType::Half: fill(mutable_data<uint16_t>(out), uint16_t{0x3c00}); break;
-    case ScalarType::BFloat16: fill(mutable_data<uint16_t>(out), uint16_t{0x3f80}); break;
-    default: fill(mutable_data<uint8_t>(out), uint8_t{1}); break;
+    case ScalarType::Double:
+      fill(mutable_data<double>(out), 1.0);
+      break;
+    case ScalarType::Float:
+      fill(mutable_data<float>(out), 1.0f);
+      break;
+    case ScalarType::Half:
+      fill(mutable_data<uint16_t>(out), uint16_t{0x3c00});
+      break;
+    case ScalarType::BFloat16:
+      fill(mutable_data<uint16_t>(out), uint16_t{0x3f80});
+      break;
+    default:
+      fill(mutable_data<uint8_t>(out), uint8_t{1});
+      break;
   }
   return out;
 }
@@ -168,6 +194,8 @@ Tensor to_storage(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
-Tensor none() { return torch::stable::empty({0}, ScalarType::Float); }
+Tensor none() {
+  return torch::stable::empty({0}, ScalarType::Float);
+}
 
 }  // namespace pconv

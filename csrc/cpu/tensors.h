@@ -56,8 +56,12 @@ auto with_compute_type(const Tensor& x, const F& f) {
 }
 
 template <class T>
-T* mutable_data(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
 template <class T>
-const T* const_data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
 
 }  // namespace pconv

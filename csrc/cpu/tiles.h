@@ -1,15 +1,16 @@
-// Rows of the implicit GEMM (one output pixel each) gathered into tiles of kRows, and the segments a tile needs: taps
-// that no row of the tile can use (outside the image, or holes) are left out.
+// Rows of the implicit GEMM (one output pixel each) gathered into tiles of kRows, and the segments a tile
+// needs: taps that no row of the tile can use (outside the image, or holes) are left out.
 
 constexpr uint64_t kAllTaps = ~uint64_t{0};
-constexpr int64_t kBlock = 448;  // depth of the reduction per visit of a tile: a block of B stays in the second cache
+constexpr int64_t kBlock =
+    448;  // depth of the reduction per visit of a tile: a block of B stays in the second cache
 
 template <class T>
 struct Row {
   const T* a;
-  int32_t pixel;   // row of C
+  int32_t pixel;  // row of C
   T scale;
-  uint64_t bits;   // taps of the largest window with a valid entry
+  uint64_t bits;  // taps of the largest window with a valid entry
 };
 
 // One tap of a pass: its entries in a row of A, its rows in a panel of B, its bit.
@@ -122,7 +123,8 @@ struct TileList {
   }
 };
 
-// Bit i * kw + j set where valid[i][j] is: `rows` rows of `cols` <= 8 bytes of 0 or 1, 8 bytes readable in each.
+// Bit i * kw + j set where valid[i][j] is: `rows` rows of `cols` <= 8 bytes of 0 or 1, 8 bytes readable in
+// each.
 PCONV_INLINE uint64_t window_bits(const uint8_t* valid, int64_t stride, int64_t rows, int64_t cols) {
   uint64_t bits = 0;
   for (int64_t i = 0; i < rows; ++i) {

@@ -1,5 +1,6 @@
-// Vectors of the instruction set this file is compiled for (PCONV_VECTOR_BYTES), conversions and the block transpose.
-// No include guard and no namespace of its own: each isa_*.cpp includes it once, inside its namespace.
+// Vectors of the instruction set this file is compiled for (PCONV_VECTOR_BYTES), conversions and the block
+// transpose. No include guard and no namespace of its own: each isa_*.cpp includes it once, inside its
+// namespace.
 
 template <class T>
 struct VecOf;
@@ -21,9 +22,13 @@ constexpr int64_t kLanes = PCONV_VECTOR_BYTES / sizeof(T);
 #define PCONV_INLINE static inline __attribute__((always_inline))
 
 template <class T>
-PCONV_INLINE Vec<T> load(const T* p) { return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p); }
+PCONV_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
+}
 template <class T>
-PCONV_INLINE void store(T* p, Vec<T> v) { *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v; }
+PCONV_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+}
 
 // 16-bit storage to the compute type and back, rounding to nearest even.
 PCONV_INLINE float bf16_to_float(uint16_t v) {
@@ -39,8 +44,12 @@ PCONV_INLINE uint16_t float_to_bf16(float f) {
   return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 #if defined(__x86_64__) && PCONV_VECTOR_BYTES > 16
-PCONV_INLINE float half_to_float(uint16_t v) { return _cvtsh_ss(v); }
-PCONV_INLINE uint16_t float_to_half(float f) { return _cvtss_sh(f, 0); }
+PCONV_INLINE float half_to_float(uint16_t v) {
+  return _cvtsh_ss(v);
+}
+PCONV_INLINE uint16_t float_to_half(float f) {
+  return _cvtss_sh(f, 0);
+}
 #else
 PCONV_INLINE float half_to_float(uint16_t v) {
   // Shift exponent and mantissa into place, then rescale: exact for normal and subnormal numbers.
@@ -99,7 +108,9 @@ static void narrow(DType dtype, const T* src, int64_t n, void* dst, int64_t offs
     memcpy(static_cast<T*>(dst) + offset, src, n * sizeof(T));
   }
 }
-PCONV_INLINE bool is_wide(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+PCONV_INLINE bool is_wide(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64;
+}
 
 // dst[j * ldd + i] = src[i * lds + j] for i < rows, j < cols.
 template <class T>
@@ -136,7 +147,8 @@ static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols,
   // Columns of the destination stay together: finish 16 rows of it (a line or two of src) before going on.
   for (int64_t j0 = 0; j0 < cols8; j0 += 16)
     for (int64_t i = 0; i < rows8; i += 8)
-      for (int64_t j = j0; j < j0 + 16 && j < cols8; j += 8) transpose8x8(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+      for (int64_t j = j0; j < j0 + 16 && j < cols8; j += 8)
+        transpose8x8(src + i * lds + j, lds, dst + j * ldd + i, ldd);
   transpose_scalar(src + cols8, lds, rows8, cols - cols8, dst + cols8 * ldd, ldd);
   transpose_scalar(src + rows8 * lds, lds, rows - rows8, cols, dst + rows8, ldd);
 }

@@ -1,4 +1,5 @@
-// Window counts from the mask planes: integers, never a convolution over a float mask (DESIGN: masks are planes).
+// Window counts from the mask planes: integers, never a convolution over a float mask (DESIGN: masks are
+// planes).
 #include <algorithm>
 #include <cstring>
 
@@ -15,8 +16,7 @@ void count_row(const Geometry& g, const std::vector<Source>& sources, int64_t n,
     const int64_t planes = s.mask_per_channel ? s.C : 1;
     const int64_t weight = s.mask_per_channel ? 1 : unit;
     for (int64_t c = 0; c < planes; ++c) {
-      const uint8_t* row =
-          s.mask ? s.mask + n * s.mask_stride_n + (c * s.H + (h >> s.up)) * s.W : nullptr;
+      const uint8_t* row = s.mask ? s.mask + n * s.mask_stride_n + (c * s.H + (h >> s.up)) * s.W : nullptr;
       const int32_t w32 = static_cast<int32_t>(weight);
       if (!row) {
         for (int64_t w = 0; w < g.W; ++w) entries[w] += w32;
