@@ -165,7 +165,8 @@ struct Ratios {
     whole = counts[n - 1][pixel] == w.whole[n - 1];
     lower_whole = n == 1 || counts[n - 2][pixel] == w.whole[n - 2];
     if (!live) return;
-    for (size_t i = 0; i < n; ++i) r[i] = static_cast<T>(w.whole[i]) / static_cast<T>(counts[i][pixel]);
+    for (size_t i = 0; i < n; ++i)
+      r[i] = whole ? T(1) : static_cast<T>(w.whole[i]) / static_cast<T>(counts[i][pixel]);
   }
   T scale(const Pass& pass, bool with_lower) const {
     if (!live) return T(0);
