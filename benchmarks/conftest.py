@@ -1,0 +1,106 @@
+"""`pytest benchmarks/ --benchmark-only`: options, the fixture that measures, the last table, the JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file, whatever pytest's import mode
+
+import harness
+import report
+from names import FORWARD
+from runner import BACKENDS, DTYPES, Case, Settings, machine, measure
+
+RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+SETTINGS = pytest.StashKey[Settings]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pconv_ext benchmarks")
+    level = group.addoption
+    level("--quick", action="store_true", help="under 90 seconds: fewer layers and rounds, no torch.compile")
+    level("--full", action="store_true", help="all masks for all operators, and the sweeps")
+    level("--device", choices=sorted(BACKENDS), default="cpu")
+    level("--dtype", choices=sorted(DTYPES), default="float32")
+    level("--batch", type=int, default=4)
+    level("--results", type=Path, default=Path(__file__).parent / "results" / "latest.json", metavar="PATH")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick") and config.getoption("full"):
+        raise pytest.UsageError("--quick and --full exclude each other")
+    options = {name: config.getoption(name) for name in ("device", "dtype", "batch")}
+    if config.getoption("quick"):
+        options |= {"min_rounds": 3, "max_rounds": 15, "seconds": 1.0}
+    if options["device"] == "cuda":
+        options |= {"max_rounds": 100}
+    config.stash[RECORDS], config.stash[SETTINGS] = [], Settings(**options)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    here = machine(config.getoption("device"))
+    backends = [f"{name}: {reason}" for name, reason in here.pop("backends").items()]
+    return ["pconv_ext benchmarks: " + ", ".join(f"{k} {v}" for k, v in here.items() if v), *backends]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name == "bench_sweeps.py" and not config.getoption("full") else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    level = next((name for name in ("quick", "full") if metafunc.config.getoption(name)), "default")
+    metafunc.parametrize("case", metafunc.module.plan(level), ids=str)
+
+
+@pytest.fixture
+def measure_case(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+    """Measures a case; afterwards pytest-benchmark's own rounds time ours, `extra_info` has the rest."""
+
+    def run(case: Case) -> None:
+        settings = request.config.stash[SETTINGS]
+        record, prepared = measure(case, settings)
+        ours = prepared.forms[0]
+        grad_out = None if case.direction == FORWARD else prepared.expected.grad_out
+        step = harness.step_of(ours, grad_out)
+
+        def synchronised() -> None:
+            step()
+            if settings.device == "cuda":
+                torch.cuda.synchronize()
+
+        benchmark.group = f"{record['operator']} {case.direction}"
+        benchmark.extra_info.update(record)
+        benchmark.pedantic(synchronised, setup=ours.clear_gradients, rounds=3)
+        ours.clear_gradients()
+        request.config.stash[RECORDS].append(record)
+
+    return run
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    records = config.stash[RECORDS]
+    if records:
+        terminalreporter.section("ratios: medians of interleaved rounds")
+        for line in report.text_table(records):
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(f"written to {config.getoption('results')}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    records = session.config.stash[RECORDS]
+    if records:
+        path: Path = session.config.getoption("results")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine(session.config.getoption("device")), "records": records}
+        path.write_text(json.dumps(content, indent=1) + "\n")
