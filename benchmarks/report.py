@@ -1,7 +1,7 @@
 """Tables and plots from a run's JSON: `python benchmarks/report.py [JSON] [--readme FILE] [--plots FOLDER]`.
 
-Without options it prints the Markdown table. `--readme` puts the table between the two `<!-- benchmarks -->`
-marks of a file, `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
+Without options it prints the Markdown table. `--readme` puts its lines for the rectangle between the two
+`<!-- benchmarks -->` marks of a file, `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,22 +83,34 @@ def text_table(records: list[Record]) -> list[str]:
 
 
 def markdown(machine: dict[str, Any], records: list[Record]) -> str:
+    """One line for each layer, mask and backend; a cell holds forward / forward + backward."""
     where = machine["gpu"] or "{processor}, {threads} threads, {cpu_capability}".format(**machine)
     kinds = sorted({f"batch {r['batch']}, {r['dtype']}" for r in records if not r["sweep"]})
     lines = [
-        f"{where}; torch {machine['torch']}; {'; '.join(kinds)}; commit {machine['commit']}.",
-        "Times are medians; *faster than* columns are medians of the ratios within interleaved rounds.",
+        f"{where}; torch {machine['torch']}; {'; '.join(kinds)}; commit {machine['commit']}. "
+        "Each cell: forward / forward + backward. Times are medians, ratios medians over interleaved rounds.",
         "",
-        "| layer | mask | pass | backend | ms | faster than naive, C-channel mask | naive, 1-channel mask "
-        "| the latter compiled | time over plain convolution | peak MB: ours / C-channel / 1-channel |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| layer | hole | backend | ms | faster than naive, C-channel mask | than naive, 1-channel mask "
+        "| than the latter compiled | time over one plain convolution "
+        "| peak MB: ours | C-channel | 1-channel |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    lines_of: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record, ours in rows([r for r in records if not r["sweep"]]):
-        faster = [ratio(record, form, ours) for form in NAIVE]
-        cells = [record["layer"], record["mask"], record["direction"], ours, f"{median_ms(record, ours):.2f}"]
-        cells += ["-" if value is None else f"{value:.2f}x" for value in faster]
-        cells.append(f"{ratio(record, ours, PLAIN) or 0:.2f}")
-        cells.append(" / ".join(f"{peak_mb(record, form):.0f}" for form in (ours, NAIVE_C, NAIVE_1)))
+        lines_of.setdefault((record["layer"], record["mask"], ours), {})[record["direction"]] = record
+
+    for (layer, mask, ours), pair in lines_of.items():
+
+        def cell(value: Callable[[Record], float | None], unit: str, pair: dict[str, Record] = pair) -> str:
+            values = [value(pair[direction]) for direction in (FORWARD, TRAINING) if direction in pair]
+            return " / ".join("-" if v is None else format(v, unit) for v in values)
+
+        cells = [layer, mask, ours, cell(lambda r, ours=ours: median_ms(r, ours), ".1f")]
+        for form in NAIVE:
+            cells.append(cell(lambda r, form=form, ours=ours: ratio(r, form, ours), ".1f"))
+        cells.append(cell(lambda r, ours=ours: ratio(r, ours, PLAIN), ".2f"))
+        for form in (ours, NAIVE_C, NAIVE_1):
+            cells.append(cell(lambda r, form=form: peak_mb(r, form), ".0f"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -146,8 +159,8 @@ def main() -> None:
     options = parser.parse_args()
     content = json.loads(options.results.read_text())
     records = content["records"]
-    table = markdown(content["machine"], records)
     if options.readme:
+        table = markdown(content["machine"], [r for r in records if r["mask"] == "rectangle"])
         before, mark, rest = options.readme.read_text().partition(MARK)
         _, second, after = rest.partition(MARK)
         if not (mark and second):
@@ -159,7 +172,7 @@ def main() -> None:
         if any(record["sweep"] for record in records):
             (options.plots / "sweeps.svg").write_text(sweep_plot(records))
     if not (options.readme or options.plots):
-        print(table, end="")
+        print(markdown(content["machine"], records), end="")
 
 
 if __name__ == "__main__":

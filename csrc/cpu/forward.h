@@ -47,45 +47,51 @@ struct ForwardRows {
       uint64_t bits;
       Ratios<T> ratios;
     };
-    std::vector<std::vector<Row<T>>> rows(list.size());
     const auto add = [&](size_t k, int64_t s, int64_t oh, int64_t ow, int32_t pixel, T scale, uint64_t live) {
       const Pass& pass = list[k];
-      if (scale == T(0)) return;
       if (pass.row_class >= 0 &&
           (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
         return;
-      rows[k].push_back({features[pass.source].window(s, oh, ow), pixel, scale, live});
+      passes[k].push(features[pass.source].window(s, oh, ow), pixel, scale, live, taps[k]);
     };
+    std::vector<size_t> all;  // passes that whole windows take part in
+    for (size_t k = 0; k < list.size(); ++k)
+      if (list[k].kind == Pass::kAll) all.push_back(k);
     std::vector<Mixed> mixed;
     int32_t pixel = 0;
     for (size_t s = 0; s < band.size(); ++s) {
       const Counts<T> counts(p, band[s].n);
+      const int32_t* largest = counts.of[p.branches.size() - 1];
+      const int64_t whole = p.windows->whole.back();
       const uint8_t* valid = p.windows->valid_rows(g, band[s].n);
       for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
         for (int64_t ow = 0; ow < g.Wo; ++ow, ++pixel) {
+          if (largest[oh * g.Wo + ow] == whole) {
+            for (size_t k : all) add(k, s, oh, ow, pixel, T(1), kAllTaps);
+            continue;
+          }
           const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
           if (!ratios.live) {
             dead.push_back(pixel);
-          } else if (ratios.whole) {
-            for (size_t k = 0; k < list.size(); ++k)
-              if (list[k].kind == Pass::kAll) add(k, s, oh, ow, pixel, T(1), kAllTaps);
-          } else {
-            const int64_t vertical = border_class(oh * g.sh - g.pt, (g.kh - 1) * g.dh + 1, g.H, oh, g.Ho);
-            const int64_t horizontal = border_class(ow * g.sw - g.pl, (g.kw - 1) * g.dw + 1, g.W, ow, g.Wo);
-            const int64_t stride = p.windows->valid_stride;
-            mixed.push_back(
-                {vertical * 64 + horizontal, static_cast<int64_t>(s), oh, ow, pixel,
-                 bits ? window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw) : kAllTaps,
-                 ratios});
+            continue;
           }
+          const int64_t vertical = border_class(oh * g.sh - g.pt, (g.kh - 1) * g.dh + 1, g.H, oh, g.Ho);
+          const int64_t horizontal = border_class(ow * g.sw - g.pl, (g.kw - 1) * g.dw + 1, g.W, ow, g.Wo);
+          const int64_t stride = p.windows->valid_stride;
+          mixed.push_back(
+              {vertical * 64 + horizontal, static_cast<int64_t>(s), oh, ow, pixel,
+               bits ? window_bits(valid + oh * g.sh * stride + ow * g.sw, stride, g.kh, g.kw) : kAllTaps,
+               ratios});
         }
     }
     std::stable_sort(mixed.begin(), mixed.end(),
                      [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
     for (const Mixed& m : mixed)
-      for (size_t k = 0; k < list.size(); ++k)
-        add(k, m.slice, m.oh, m.ow, m.pixel, m.ratios.scale(list[k], true), m.bits);
-    for (size_t k = 0; k < list.size(); ++k) passes[k].append(rows[k], taps[k]);
+      for (size_t k = 0; k < list.size(); ++k) {
+        const T scale = m.ratios.scale(list[k], true);
+        if (scale != T(0)) add(k, m.slice, m.oh, m.ow, m.pixel, scale, m.bits);
+      }
+    for (size_t k = 0; k < list.size(); ++k) passes[k].close(taps[k]);
   }
 };
 

@@ -215,7 +215,8 @@ struct InputRows {
         }
         std::stable_sort(rows.begin(), rows.end(),
                          [](const Row<T>& x, const Row<T>& y) { return x.bits < y.bits; });
-        passes[k].append(rows, t.table);
+        for (const Row<T>& row : rows) passes[k].push(row.a, row.pixel, row.scale, row.bits, t.table);
+        passes[k].close(t.table);
       }
   }
 };

@@ -65,49 +65,30 @@ struct TapTable {
   }
 };
 
+// Rows in the order given become tiles; neighbours should need the same taps.
 template <class T>
-struct TileList {
-  std::vector<Tile<T>> tiles;
-  std::vector<SegmentList> lists;
-  size_t blocks = 0;
-
-  void clear() {
-    tiles.clear();
-    lists.clear();
-    blocks = 0;
+class TileList {
+ public:
+  void push(const T* a, int32_t pixel, T scale, uint64_t bits, const TapTable& table) {
+    if (open_ == 0) tiles_.emplace_back();
+    Tile<T>& tile = tiles_.back();
+    tile.a[open_] = a;
+    tile.pixel[open_] = pixel;
+    tile.scale[open_] = scale;
+    open_bits_ |= bits;
+    if (++open_ == kRows) seal(table);
   }
-  // Consecutive rows become tiles; neighbours in the list should need the same taps.
-  void append(const std::vector<Row<T>>& rows, const TapTable& table) {
-    blocks = std::max(blocks, table.blocks());
-    const size_t first_list = lists.size();
-    for (size_t i = 0; i < rows.size(); i += kRows) {
-      Tile<T> tile;
-      tile.rows = static_cast<int32_t>(std::min<size_t>(kRows, rows.size() - i));
-      uint64_t bits = 0;
-      for (int32_t r = 0; r < tile.rows; ++r) {
-        const Row<T>& row = rows[i + r];
-        tile.pixel[r] = row.pixel;
-        tile.a[r] = row.a;
-        tile.scale[r] = row.scale;
-        bits |= row.bits;
-      }
-      size_t k = lists.size();
-      while (k > first_list && lists[k - 1].bits != bits && lists.size() - k < 4) --k;
-      if (k > first_list && lists[k - 1].bits == bits) {
-        tile.list = static_cast<int32_t>(k - 1);
-      } else {
-        tile.list = static_cast<int32_t>(lists.size());
-        lists.push_back(table.select(bits));
-      }
-      tiles.push_back(tile);
-    }
+  // Ends the rows that use this table.
+  void close(const TapTable& table) {
+    if (open_) seal(table);
+    first_list_ = lists_.size();
   }
   // C [pixels, columns] of one panel; `init` starts every row of a first pass, later passes add.
   void multiply(const Panel& panel, int64_t a_offset, const T* b, T* c, const T* init) const {
     const int64_t columns = panel.vectors * kLanes<T>;
-    for (size_t block = 0; block < blocks; ++block)
-      for (const Tile<T>& tile : tiles) {
-        const SegmentList& list = lists[tile.list];
+    for (size_t block = 0; block < blocks_; ++block)
+      for (const Tile<T>& tile : tiles_) {
+        const SegmentList& list = lists_[tile.list];
         if (block + 1 >= list.begin.size()) continue;
         const int64_t n = list.begin[block + 1] - list.begin[block];
         if (n == 0 && !(block == 0 && init)) continue;
@@ -121,6 +102,27 @@ struct TileList {
              block == 0 ? init : nullptr);
       }
   }
+
+ private:
+  void seal(const TapTable& table) {
+    size_t k = lists_.size();
+    while (k > first_list_ && lists_[k - 1].bits != open_bits_ && lists_.size() - k < 4) --k;
+    if (k == first_list_ || lists_[k - 1].bits != open_bits_) {
+      lists_.push_back(table.select(open_bits_));
+      blocks_ = std::max(blocks_, table.blocks());
+      k = lists_.size();
+    }
+    tiles_.back().list = static_cast<int32_t>(k - 1);
+    tiles_.back().rows = open_;
+    open_ = 0;
+    open_bits_ = 0;
+  }
+
+  std::vector<Tile<T>> tiles_;
+  std::vector<SegmentList> lists_;
+  size_t blocks_ = 0, first_list_ = 0;
+  int32_t open_ = 0;  // rows of the last tile while it takes more
+  uint64_t open_bits_ = 0;
 };
 
 // Bit i * kw + j set where valid[i][j] is: `rows` rows of `cols` <= 8 bytes of 0 or 1, 8 bytes readable in

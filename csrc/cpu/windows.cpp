@@ -8,23 +8,19 @@
 namespace pconv {
 namespace {
 
-// Valid entries of one padded row over all channels, and whether any is valid.
-void count_row(const Geometry& g, const std::vector<Source>& sources, int64_t n, int64_t h, int32_t* entries,
-               bool per_plane) {
+// Adds the valid entries of row h, columns [0, width), over all channels; a single plane counts once.
+void count_row(const std::vector<Source>& sources, int64_t n, int64_t h, int64_t width, bool single_plane,
+               int32_t* entries) {
   for (const Source& s : sources) {
-    const int64_t unit = per_plane ? 1 : s.C;
-    const int64_t planes = s.mask_per_channel ? s.C : 1;
-    const int64_t weight = s.mask_per_channel ? 1 : unit;
-    for (int64_t c = 0; c < planes; ++c) {
+    const int32_t weight = static_cast<int32_t>(single_plane || s.mask_per_channel ? 1 : s.C);
+    for (int64_t c = 0; c < (s.mask_per_channel ? s.C : 1); ++c) {
       const uint8_t* row = s.mask ? s.mask + n * s.mask_stride_n + (c * s.H + (h >> s.up)) * s.W : nullptr;
-      const int32_t w32 = static_cast<int32_t>(weight);
-      if (!row) {
-        for (int64_t w = 0; w < g.W; ++w) entries[w] += w32;
-      } else if (s.up) {
-        for (int64_t w = 0; w < g.W; ++w) entries[w] += row[w >> 1] * w32;
-      } else {
-        for (int64_t w = 0; w < g.W; ++w) entries[w] += row[w] * w32;
-      }
+      if (!row)
+        for (int64_t w = 0; w < width; ++w) entries[w] += weight;
+      else if (s.up)
+        for (int64_t w = 0; w < width; ++w) entries[w] += row[w >> 1] * weight;
+      else
+        for (int64_t w = 0; w < width; ++w) entries[w] += row[w] * weight;
     }
   }
 }
@@ -45,36 +41,38 @@ Windows count_windows(const Geometry& g, const std::vector<Source>& sources,
     out.count.emplace_back(out.Nm * g.Ho * g.Wo);
   }
 
-  std::vector<int32_t> entries(out.Nm * g.Hp * g.Wp, 0);
+  // Columns are kept residue by residue modulo the stride, so that the sums over windows read neighbours.
+  const int64_t part = (g.Wp + g.sw - 1) / g.sw, stride = part * g.sw;
+  std::vector<int32_t> entries(out.Nm * g.Hp * stride, 0);
+  const int64_t width = std::min(g.W, g.Wp - g.pl);
   parallel(out.Nm * g.Hp, [&](int64_t task, int64_t) {
     const int64_t n = task / g.Hp, h = task % g.Hp - g.pt;
-    if (h < 0 || h >= g.H) return;
-    int32_t* row = entries.data() + task * g.Wp;
-    // The last columns of the image may lie beyond every window: count into a row wide enough, keep Wp of it.
-    std::vector<int32_t> image(g.W, 0);
-    count_row(g, sources, n, h, image.data(), single_plane);
-    const int64_t width = std::min(g.W, g.Wp - g.pl);
-    if (width > 0) std::copy_n(image.data(), width, row + g.pl);
+    if (h < 0 || h >= g.H || width <= 0) return;
+    std::vector<int32_t> row(g.Wp, 0);
+    count_row(sources, n, h, width, single_plane, row.data() + g.pl);
     uint8_t* valid = out.valid.data() + task * out.valid_stride;
     for (int64_t w = 0; w < g.Wp; ++w) valid[w] = row[w] > 0;
+    for (int64_t r = 0; r < g.sw; ++r)
+      for (int64_t w = r, i = task * stride + r * part; w < g.Wp; w += g.sw) entries[i++] = row[w];
   });
 
   parallel(out.Nm * g.Ho, [&](int64_t task, int64_t) {
     const int64_t n = task / g.Ho, oh = task % g.Ho;
-    std::vector<int32_t> columns(g.Wp);
+    std::vector<int32_t> columns(stride);
     for (size_t b = 0; b < kernels.size(); ++b) {
       const auto [kh, kw] = kernels[b];
       const int64_t top = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
       std::fill(columns.begin(), columns.end(), 0);
       for (int64_t i = 0; i < kh; ++i) {
-        const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * g.Wp;
-        for (int64_t w = 0; w < g.Wp; ++w) columns[w] += row[w];
+        const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * stride;
+        for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
       }
       int32_t* count = out.count[b].data() + task * g.Wo;
       std::fill_n(count, g.Wo, 0);
       for (int64_t j = 0; j < kw; ++j) {
-        const int32_t* column = columns.data() + (left + j) * g.dw;
-        for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow * g.sw];
+        const int64_t first = (left + j) * g.dw;
+        const int32_t* column = columns.data() + first % g.sw * part + first / g.sw;
+        for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow];
       }
     }
   });

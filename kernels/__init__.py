@@ -1,0 +1,1 @@
+"""Triton kernels, installed as ``pconv_ext.kernels``. None are part of this version yet."""

@@ -1,0 +1,28 @@
+"""Partial convolution for image inpainting (Liu et al., ECCV 2018): fused operators and layers for PyTorch.
+
+In every mask 1 (any nonzero value) is valid and 0 is a hole.
+"""
+
+from pathlib import Path as _Path
+
+_package = _Path(__file__).resolve().parent
+if not (_package / "kernels").is_dir() and (_package.parent / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_package.parent))  # in a checkout `pconv_ext.kernels` is the folder beside this one
+
+from . import compat, reference  # noqa: E402
+from ._backends import backends  # noqa: E402
+from .compat import replace_partial_convs  # noqa: E402
+from .functional import msfef, partial_conv2d, upcat_partial_conv2d  # noqa: E402
+from .modules import MSFEF, PartialConv2d  # noqa: E402
+
+__all__ = [
+    "MSFEF",
+    "PartialConv2d",
+    "backends",
+    "compat",
+    "msfef",
+    "partial_conv2d",
+    "reference",
+    "replace_partial_convs",
+    "upcat_partial_conv2d",
+]

@@ -1,0 +1,110 @@
+"""Which implementations exist here, why the others do not, and which one a call takes."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+
+class Backend(NamedTuple):
+    """One implementation of the three operators."""
+
+    device_type: str | None  # of the tensors it takes; None = any
+    operators: Any  # the torch.ops namespace, None for the reference
+    reason: str  # why it is not available, "" if it is
+
+
+#: "auto" takes the first of these that is available, by device of the tensors.
+_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+_library = ops.register("pconv_ext")  # before the extension modules, which add kernels to these schemas
+
+
+def _load(module: str, device_key: str) -> str:
+    """Import an extension module of the package. "" if it brought all kernels, else why not, in one line."""
+    folder = Path(__file__).parent
+    if not any(folder.glob(f"{module}.*")):
+        return (
+            f"pconv_ext.{module} is not built in {folder}: run `pip install .` in the checkout, "
+            "and leave the checkout to use an installed copy"
+        )
+    try:
+        importlib.import_module(f"pconv_ext.{module}")
+    except ImportError as error:
+        return f"pconv_ext.{module} cannot be loaded: {' '.join(str(error).split())}"
+    missing = ops.missing("pconv_ext", device_key)
+    return f"pconv_ext.{module} has no {device_key} kernel for {', '.join(missing)}" if missing else ""
+
+
+_BACKENDS = {
+    "cpu": Backend("cpu", torch.ops.pconv_ext, _load("_C", "CPU")),
+    "cuda": Backend("cuda", None, "this version has no CUDA kernels"),
+    "triton": Backend("cuda", None, "this version has no Triton kernels"),
+    "reference": Backend(None, None, ""),
+}
+
+_warned: set[str] = set()
+
+
+def backends() -> dict[str, tuple[bool, str]]:
+    """Which backends can be used here, and why the others cannot, in one line.
+
+    Returns:
+        ``{"cpu": (True, ""), "cuda": (False, "why not"), "triton": ..., "reference": (True, "")}``.
+    """
+    return {name: (not backend.reason, backend.reason) for name, backend in _BACKENDS.items()}
+
+
+def check_name(op: str, backend: str) -> None:
+    """Raise ValueError unless `backend` is "auto" or the name of a backend, available or not."""
+    if backend != "auto" and backend not in _BACKENDS:
+        raise ValueError(
+            f"{op}: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}"
+        )
+
+
+def choose(op: str, backend: str, x: Tensor) -> Any:
+    """The ``torch.ops`` namespace to call for `x`, or None for the reference.
+
+    Raises ValueError for an unknown backend or one that does not take tensors of x's device, RuntimeError
+    with the reason for one that is not available here.
+    """
+    device_type = x.device.type
+    if backend == "auto":
+        return _automatic(device_type)
+    check_name(op, backend)
+    chosen = _BACKENDS[backend]
+    if chosen.reason:
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {chosen.reason}")
+    if chosen.device_type not in (None, device_type):
+        raise ValueError(
+            f"{op}: backend {backend!r} takes tensors on {chosen.device_type}, got x on {x.device}"
+        )
+    return chosen.operators
+
+
+def _automatic(device_type: str) -> Any:
+    order = _ORDER.get(device_type, ("reference",))
+    for name in order:
+        if not _BACKENDS[name].reason:
+            if name == "reference" and len(order) > 1:
+                _warn_slow(device_type, order[:-1])
+            return _BACKENDS[name].operators
+    raise AssertionError("the reference is always available")
+
+
+def _warn_slow(device_type: str, missing: tuple[str, ...]) -> None:
+    if torch.compiler.is_compiling() or device_type in _warned:
+        return
+    _warned.add(device_type)
+    causes = "; ".join(f"{name}: {_BACKENDS[name].reason}" for name in missing)
+    warnings.warn(
+        f"pconv_ext falls back to its slow reference for {device_type} tensors ({causes})", stacklevel=5
+    )

@@ -1,0 +1,70 @@
+"""What every test gets: the installed package, a compiled backend, poisoned memory and a seed of its own."""
+
+import importlib.util
+import os
+import random
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _prefer_installed_package():
+    """Drop the checkout from sys.path (``python -m pytest`` puts it there) unless nothing is installed."""
+    if "pconv_ext" in sys.modules:
+        return
+    kept = list(sys.path)
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("pconv_ext") is None:
+        sys.path[:] = kept
+
+
+_prefer_installed_package()
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an import is silent
+        import pconv_ext
+except ModuleNotFoundError as error:
+    pytest.exit(f"pconv_ext is not installed ({error}): run `pip install '.[test]'`", returncode=1)
+
+#: One seed for the run, printed in its header; PCONV_EXT_TEST_SEED repeats a run.
+SEED = int(os.environ.get("PCONV_EXT_TEST_SEED", random.SystemRandom().randrange(2**31)))
+
+
+def pytest_report_header(config):
+    states = [name if ok else f"no {name} ({reason})" for name, (ok, reason) in pconv_ext.backends().items()]
+    return [
+        f"pconv_ext: {Path(pconv_ext.__file__).parent}, backends: {', '.join(states)}",
+        f"torch: {torch.__version__}, {torch.get_num_threads()} threads, PCONV_EXT_TEST_SEED={SEED}",
+    ]
+
+
+def pytest_sessionstart(session):
+    available, reason = pconv_ext.backends()["cpu"]
+    if not available:
+        pytest.exit(f"the tests need the compiled backend: {reason}", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    """Fresh inputs in every run, the same in every test that is repeated with the seed of the header."""
+    torch.manual_seed(SEED + zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """``torch.empty`` holds NaN (255 for bytes), so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    filled, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        True,
+    )
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,88 @@
+"""The same inputs and thread count give the same bits; another thread count the same numbers."""
+
+import pytest
+import torch
+from cases import DEVICE_OF, every_backend, kernel, mask_of, randn
+from tolerances import assert_close
+
+import pconv_ext
+
+pytestmark = every_backend
+
+
+def partial_conv2d(where):
+    x = randn(2, 32, 40, 44, **where)
+    leaves = [x, kernel(48, 32, 3, **where), randn(48, **where)]
+    mask = mask_of("random", x)
+    return leaves, lambda x, w, b, **o: pconv_ext.partial_conv2d(x, mask, w, b, padding=1, **o)
+
+
+def msfef(where):
+    x = randn(2, 16, 40, 44, **where)
+    leaves = [x, *(kernel(32, 16, k, **where) for k in (3, 5, 7)), randn(3, 32, **where)]
+    mask = mask_of("random", x)
+    return leaves, lambda x, u, v, w, s, **o: pconv_ext.msfef(x, mask, [u, v, w], None, s, 2, **o)
+
+
+def upcat_partial_conv2d(where):
+    x_low, skip = randn(2, 32, 20, 22, **where), randn(2, 16, 39, 44, **where)
+    leaves = [x_low, skip, kernel(32, 48, 3, **where)]
+    mask_low, mask_skip = mask_of("random", x_low), mask_of("random", skip)
+    return leaves, lambda x, s, w, **o: pconv_ext.upcat_partial_conv2d(x, mask_low, s, mask_skip, w, **o)
+
+
+every_operator = pytest.mark.parametrize("make", [partial_conv2d, msfef, upcat_partial_conv2d])
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def run(call, leaves, grad, backend):
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    out, new_mask = call(*leaves, backend=backend)
+    return [out.detach(), new_mask, *torch.autograd.grad(out, leaves, grad)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@every_operator
+@every_dtype
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_same_bits(backend, make, dtype, count, threads):
+    threads(count)
+    leaves, call = make({"dtype": dtype, "device": DEVICE_OF[backend]})
+    grad = torch.randn_like(call(*leaves)[0])
+    first = run(call, leaves, grad, backend)
+    for _ in range(4):
+        for one, other in zip(run(call, leaves, grad, backend), first, strict=True):
+            assert torch.equal(one, other)
+
+
+@every_operator
+@every_dtype
+def test_thread_counts(backend, make, dtype, threads):
+    leaves, call = make({"dtype": dtype, "device": DEVICE_OF[backend]})
+    grad = torch.randn_like(call(*leaves)[0])
+    threads(1)
+    expected = run(call, leaves, grad, backend)
+    for count in (2, 3, 7):
+        threads(count)
+        for i, (one, other) in enumerate(zip(run(call, leaves, grad, backend), expected, strict=True)):
+            assert_close(one, other.double(), dtype, f"result {i} with {count} threads")
+
+
+@every_operator
+def test_calls_from_several_python_threads(backend, make):
+    """Nothing is shared between calls."""
+    import concurrent.futures
+
+    leaves, call = make({"dtype": torch.float32, "device": DEVICE_OF[backend]})
+    grad = torch.randn_like(call(*leaves)[0])
+    expected = run(call, leaves, grad, backend)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: run(call, leaves, grad, backend), range(12)):
+            for i, (one, other) in enumerate(zip(result, expected, strict=True)):
+                assert_close(one, other.double(), torch.float32, f"result {i}")

@@ -1,0 +1,45 @@
+"""How far a backend may be from the float64 reference, by dtype, and why.
+
+Errors are measured against the scale of the tensor, ``|actual - expected| <= relative * (|expected| + rms)``
+with rms that of ``expected``, because a sum of many products cancels: an element near zero carries the error
+of its terms. The inputs are the same numbers on both sides (drawn in the dtype of the test, then widened to
+float64).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    relative: float
+    provenance: str
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(
+        1e-12, "eps 2.2e-16; the largest error measured is 1e-14, and a wrong formula shows at 1e-3"
+    ),
+    torch.float32: Tolerance(
+        2e-5, "eps 1.2e-7; the largest error measured is 4e-6, in sums of some thousand products"
+    ),
+    torch.bfloat16: Tolerance(
+        8e-3, "a float32 result rounded once: at most 2^-8 = 3.9e-3 of it, measured 3.2e-3; times 2"
+    ),
+    torch.float16: Tolerance(
+        1e-3, "a float32 result rounded once: at most 2^-11 = 4.9e-4 of it, measured 3.9e-4; times 2"
+    ),
+}
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str) -> None:
+    """Compare `actual`, computed in `dtype`, with `expected` in float64."""
+    assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if not expected.numel():
+        return
+    assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
+    scale = expected.abs() + expected.square().mean().sqrt()
+    error = ((actual - expected).abs() / scale.clamp(min=1e-300)).max().item()
+    limit = TOLERANCES[dtype].relative
+    assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.0e}"
