@@ -54,6 +54,17 @@ struct ForwardRows {
         return;
       passes[k].push(features[pass.source].window(s, oh, ow), pixel, scale, live, taps[k]);
     };
+    const auto add_whole = [&](size_t k, int64_t s, int64_t oh, int64_t ow, int64_t run, int32_t pixel) {
+      const FeatureBand<T>& source = features[list[k].source];
+      if (source.view.up) {
+        for (int64_t i = 0; i < run; ++i)
+          add(k, s, oh, ow + i, pixel + static_cast<int32_t>(i), T(1), kAllTaps);
+        return;
+      }
+      const T* a = source.window(s, oh, ow);
+      for (int64_t i = 0; i < run; ++i, a += g.sw * source.chunk)
+        passes[k].push(a, pixel + static_cast<int32_t>(i), T(1), kAllTaps, taps[k]);
+    };
     std::vector<size_t> all;  // passes that whole windows take part in
     for (size_t k = 0; k < list.size(); ++k)
       if (list[k].kind == Pass::kAll) all.push_back(k);
@@ -67,7 +78,11 @@ struct ForwardRows {
       for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
         for (int64_t ow = 0; ow < g.Wo; ++ow, ++pixel) {
           if (largest[oh * g.Wo + ow] == whole) {
-            for (size_t k : all) add(k, s, oh, ow, pixel, T(1), kAllTaps);
+            int64_t run = 1;
+            while (ow + run < g.Wo && largest[oh * g.Wo + ow + run] == whole) ++run;
+            for (size_t k : all) add_whole(k, s, oh, ow, run, pixel);
+            ow += run - 1;
+            pixel += static_cast<int32_t>(run - 1);
             continue;
           }
           const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);

@@ -85,8 +85,12 @@ static void fill_planes(const Tensor& mask, uint8_t* out, Valid valid) {
   parallel(mask.size(0) * C, [&](int64_t plane, int64_t) {
     const T* from = data + plane / C * sn + plane % C * sc;
     uint8_t* to = out + plane * H * W;
-    for (int64_t h = 0; h < H; ++h, from += sh, to += W)
-      for (int64_t w = 0; w < W; ++w) to[w] = valid(from[w * sw]);
+    for (int64_t h = 0; h < H; ++h, from += sh, to += W) {
+      if (sw == 1)
+        for (int64_t w = 0; w < W; ++w) to[w] = valid(from[w]);
+      else
+        for (int64_t w = 0; w < W; ++w) to[w] = valid(from[w * sw]);
+    }
   });
 }
 

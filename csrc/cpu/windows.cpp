@@ -25,6 +25,23 @@ void count_row(const std::vector<Source>& sources, int64_t n, int64_t h, int64_t
   }
 }
 
+// Entries 0, stride, 2 stride, ... then 1, stride + 1, ...: each residue in a part of its own.
+void split_residues(const std::vector<int32_t>& row, int64_t stride, int64_t part, int32_t* out) {
+  const int64_t size = row.size();
+  if (stride == 1) {
+    std::copy(row.begin(), row.end(), out);
+  } else if (stride == 2) {  // written out for the compiler's vectors
+    for (int64_t i = 0; i < size / 2; ++i) {
+      out[i] = row[2 * i];
+      out[part + i] = row[2 * i + 1];
+    }
+    if (size % 2) out[size / 2] = row[size - 1];
+  } else {
+    for (int64_t r = 0; r < stride; ++r)
+      for (int64_t w = r, i = r * part; w < size; w += stride) out[i++] = row[w];
+  }
+}
+
 }  // namespace
 
 Windows count_windows(const Geometry& g, const std::vector<Source>& sources,
@@ -45,34 +62,44 @@ Windows count_windows(const Geometry& g, const std::vector<Source>& sources,
   const int64_t part = (g.Wp + g.sw - 1) / g.sw, stride = part * g.sw;
   std::vector<int32_t> entries(out.Nm * g.Hp * stride, 0);
   const int64_t width = std::min(g.W, g.Wp - g.pl);
-  parallel(out.Nm * g.Hp, [&](int64_t task, int64_t) {
-    const int64_t n = task / g.Hp, h = task % g.Hp - g.pt;
-    if (h < 0 || h >= g.H || width <= 0) return;
-    std::vector<int32_t> row(g.Wp, 0);
-    count_row(sources, n, h, width, single_plane, row.data() + g.pl);
-    uint8_t* valid = out.valid.data() + task * out.valid_stride;
-    for (int64_t w = 0; w < g.Wp; ++w) valid[w] = row[w] > 0;
-    for (int64_t r = 0; r < g.sw; ++r)
-      for (int64_t w = r, i = task * stride + r * part; w < g.Wp; w += g.sw) entries[i++] = row[w];
+  constexpr int64_t kRowsPerTask = 16;
+  const auto rows_in_parallel = [](int64_t rows, const auto& run) {
+    parallel((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int64_t) {
+      run(task * kRowsPerTask, std::min(rows, (task + 1) * kRowsPerTask));
+    });
+  };
+  rows_in_parallel(out.Nm * g.Hp, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> row(g.Wp);
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t n = at / g.Hp, h = at % g.Hp - g.pt;
+      if (h < 0 || h >= g.H || width <= 0) continue;
+      std::fill(row.begin(), row.end(), 0);
+      count_row(sources, n, h, width, single_plane, row.data() + g.pl);
+      uint8_t* valid = out.valid.data() + at * out.valid_stride;
+      for (int64_t w = 0; w < g.Wp; ++w) valid[w] = row[w] > 0;
+      split_residues(row, g.sw, part, entries.data() + at * stride);
+    }
   });
 
-  parallel(out.Nm * g.Ho, [&](int64_t task, int64_t) {
-    const int64_t n = task / g.Ho, oh = task % g.Ho;
+  rows_in_parallel(out.Nm * g.Ho, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> columns(stride);
-    for (size_t b = 0; b < kernels.size(); ++b) {
-      const auto [kh, kw] = kernels[b];
-      const int64_t top = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
-      std::fill(columns.begin(), columns.end(), 0);
-      for (int64_t i = 0; i < kh; ++i) {
-        const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * stride;
-        for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
-      }
-      int32_t* count = out.count[b].data() + task * g.Wo;
-      std::fill_n(count, g.Wo, 0);
-      for (int64_t j = 0; j < kw; ++j) {
-        const int64_t first = (left + j) * g.dw;
-        const int32_t* column = columns.data() + first % g.sw * part + first / g.sw;
-        for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow];
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t n = at / g.Ho, oh = at % g.Ho;
+      for (size_t b = 0; b < kernels.size(); ++b) {
+        const auto [kh, kw] = kernels[b];
+        const int64_t top = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
+        std::fill(columns.begin(), columns.end(), 0);
+        for (int64_t i = 0; i < kh; ++i) {
+          const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * stride;
+          for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
+        }
+        int32_t* count = out.count[b].data() + at * g.Wo;
+        std::fill_n(count, g.Wo, 0);
+        for (int64_t j = 0; j < kw; ++j) {
+          const int64_t first = (left + j) * g.dw;
+          const int32_t* column = columns.data() + first % g.sw * part + first / g.sw;
+          for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow];
+        }
       }
     }
   });
