@@ -37,6 +37,10 @@ Isa detect() {
 const Isa isa = detect();
 }  // namespace
 
+const char* instruction_set() {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
 #if PCONV_X86
 #define PCONV_SELECT(T, name)                              \
   template <>                                              \

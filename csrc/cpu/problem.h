@@ -119,6 +119,7 @@ struct Engine {
 };
 template <class T>
 const Engine<T>& engine();  // the best for this processor
+const char* instruction_set();
 
 Windows count_windows(const Geometry&, const std::vector<Source>&,
                       const std::vector<std::pair<int64_t, int64_t>>& kernels);

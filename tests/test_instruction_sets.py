@@ -1,0 +1,41 @@
+"""The CPU kernels are compiled once for each instruction set: the slower ones pass the tests as well."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPERATORS = ["test_partial_conv2d.py", "test_msfef.py", "test_upcat_partial_conv2d.py"]
+#: Torch's own names in ATEN_CPU_CAPABILITY, and what the kernels make of them.
+CAPABILITIES = {"default": "baseline", "avx2": "avx2"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_operators(capability):
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    chosen = subprocess.check_output(
+        [sys.executable, "-c", "import torch, pconv_ext._C as c; print(c.instruction_set)"],
+        env=environment,
+        text=True,
+        cwd="/",
+    ).strip()
+    assert chosen in (CAPABILITIES[capability], "baseline")  # baseline on processors without AVX2
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(here / name for name in OPERATORS),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=here,
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
