@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 
+#: Asked once, because torch 2.11 cannot compile the question.
+_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
+
+
 def active(device_type: str) -> bool:
     """Whether autocast is on for tensors of `device_type`."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return device_type in _DEVICES and torch.is_autocast_enabled(device_type)
 
 
 def cast(tensor: Tensor, device_type: str) -> Tensor:
