@@ -121,6 +121,11 @@ def test_small_and_empty(backend, shape, mask):
     check(backend, case(backend, shape, 5, mask=mask, stride=1))
 
 
+def test_empty_batch_with_large_weights(backend):
+    """Gradients are zeros, also where they are too large for a copy in every thread."""
+    check(backend, case(backend, (0, 128, 8, 8), c_out=256))
+
+
 def test_only_what_is_asked_for_gets_a_gradient(backend):
     args = case(backend)
 

@@ -157,6 +157,15 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   const std::vector<Pass> passes = make_passes(p, views, true);
   const Panels panels = make_panels<T>(g.groups, g.Og());
   const size_t branches = p.branches.size();
+  if (g.pixels() == 0) {  // no band would write anything
+    for (size_t i = 0; i < branches; ++i) {
+      const Branch<T>& b = p.branches[i];
+      if (grad_weights[i]) std::fill_n(grad_weights[i], g.O * g.Cg() * b.kh * b.kw, T(0));
+      if (grad_scales[i]) std::fill_n(grad_scales[i], g.O, T(0));
+    }
+    if (grad_sum) std::fill_n(grad_sum, g.O, T(0));
+    return;
+  }
 
   const int64_t threads = thread_count();
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * panels.columns) * sizeof(T);

@@ -35,7 +35,7 @@ struct Source {
   int up = 0;
   int64_t H = 0, W = 0;  // of the stored map
   bool channels_last = false;
-  const uint8_t* mask = nullptr;  // [Nm, Cm, H, W], 1 = valid; null = all valid
+  const uint8_t* mask = nullptr;  // [Nm, Cm, H, W], nonzero = valid; null = all valid
   int64_t mask_stride_n = 0;      // 0 where one mask serves the batch
   bool mask_per_channel = false;
 };

@@ -100,7 +100,7 @@ MaskPlanes::MaskPlanes(const OptionalTensor& given) {
   if (mask.size(1) > 1 && mask.stride(1) == 0) mask = torch::stable::narrow(mask, 1, 0, 1);
   if (mask.size(0) > 1 && mask.stride(0) == 0) mask = torch::stable::narrow(mask, 0, 0, 1);
   const ScalarType dtype = mask.scalar_type();
-  if (dtype == ScalarType::Bool && mask.is_contiguous()) {  // stored as 0 and 1 already
+  if ((dtype == ScalarType::Bool || dtype == ScalarType::Byte) && mask.is_contiguous()) {
     planes = mask;
     return;
   }

@@ -29,7 +29,7 @@ struct FeatureMap {
   int64_t size(int64_t d) const { return tensor.size(d); }
 };
 
-// A mask as planes of 0 and 1; a mask expanded over its channels is one plane.
+// A mask as bytes, nonzero = valid; a mask expanded over its channels is one plane.
 struct MaskPlanes {
   OptionalTensor planes;  // uint8 [Nm, Cm, H, W]
   explicit MaskPlanes(const OptionalTensor& mask);

@@ -18,9 +18,9 @@ void count_row(const std::vector<Source>& sources, int64_t n, int64_t h, int64_t
       if (!row)
         for (int64_t w = 0; w < width; ++w) entries[w] += weight;
       else if (s.up)
-        for (int64_t w = 0; w < width; ++w) entries[w] += row[w >> 1] * weight;
+        for (int64_t w = 0; w < width; ++w) entries[w] += row[w >> 1] ? weight : 0;
       else
-        for (int64_t w = 0; w < width; ++w) entries[w] += row[w] * weight;
+        for (int64_t w = 0; w < width; ++w) entries[w] += row[w] ? weight : 0;
     }
   }
 }
