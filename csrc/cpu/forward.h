@@ -114,6 +114,7 @@ template <class T>
 static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
+  if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
   const std::vector<View> views = make_views(p);
   const std::vector<Pass> passes = make_passes(p, views, true);
   const Panels panels = make_panels<T>(g.groups, g.Og());

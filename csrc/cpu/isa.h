@@ -14,6 +14,8 @@ namespace {
 
 #include "bands.h"
 
+#include "forward_dots.h"
+
 #include "forward.h"
 
 #include "grad_input.h"

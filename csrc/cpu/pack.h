@@ -41,6 +41,10 @@ static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& pan
     if (columns > panel.width) std::fill_n(block, step * taps * columns, T(0));
     for (int64_t c = 0; c < chunk; c += step) {
       const int64_t cn = std::min(step, chunk - c);
+      // Rows of the weights lie far apart: too many streams for the processor to follow by itself.
+      for (int64_t o = 0; o < panel.width && c_begin + c + step < Cg; ++o)
+        for (int64_t k = 0; k < step * taps; k += 64 / sizeof(T))
+          __builtin_prefetch(b.weight + ((o0 + o) * Cg + c_begin + c + step) * taps + k);
       transpose(b.weight + (o0 * Cg + c_begin + c) * taps, Cg * taps, panel.width, cn * taps, block, columns);
       for (const Placement& at : pass.placements.of_branch[i])
         for (int64_t k = 0; k < cn; ++k)
