@@ -1,27 +1,13 @@
 #include "tensors.h"
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
 namespace pconv {
 
-// First touches of fresh memory are dear: large tensors ask for large pages.
-static const Tensor& with_large_pages(const Tensor& t) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()),
-                  end = begin + t.numel() * t.element_size();
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return t;
-}
-
 Buffer allocate(int64_t bytes) {
-  auto* tensor =
-      new Tensor(with_large_pages(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte)));
+  auto* tensor = new Tensor(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte));
   return Buffer(tensor->mutable_data_ptr(), [tensor](void*) { delete tensor; });
 }
 
@@ -141,13 +127,12 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up) {
 }
 
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last) {
-  return with_large_pages(
-      torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  return torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype) {
-  return with_large_pages(torch::stable::empty(t.sizes(), dtype));
+  return torch::stable::empty(t.sizes(), dtype);
 }
 
 Target target_of(const Tensor& t, bool channels_last) {
