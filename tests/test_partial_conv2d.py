@@ -162,6 +162,17 @@ def test_expanded_features(backend):
     assert torch.equal(new_mask, again_mask)
 
 
+def test_bool_mask_of_other_bytes(backend):
+    """A view as bool may hold any nonzero byte for True."""
+    args = case(backend, padding=1)
+    marks = (torch.rand(2, 1, *args["x"].shape[2:]) < 0.7).to(args["x"].device, torch.uint8)
+    expected = pconv_ext.partial_conv2d(**(args | {"mask": marks}), backend=backend)
+    for mask in (marks * 255, (marks * 255).view(torch.bool)):
+        out, new_mask = pconv_ext.partial_conv2d(**(args | {"mask": mask}), backend=backend)
+        assert torch.equal(out, expected[0])
+        assert torch.equal(new_mask != 0, expected[1] != 0)
+
+
 @pytest.mark.parametrize(
     "shape", [(0, 3, 8, 8), (1, 1, 1, 1), (3, 4, 1, 1), (1, 2, 1, 9), (2, 1, 9, 1), (1, 5, 2, 2)], ids=str
 )

@@ -23,8 +23,8 @@ Isa detect() {
 #if PCONV_X86
   const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
   if (limit && !std::strcmp(limit, "default")) return Isa::baseline;
-  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
-    return Isa::baseline;
+  // F16C came before AVX2 in every line of processors, and older compilers cannot ask for it.
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return Isa::baseline;
   if (limit && !std::strcmp(limit, "avx2")) return Isa::avx2;
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")

@@ -8,8 +8,7 @@ PCONV_INLINE bool bits_available(const Geometry& g) {
   return g.dh == 1 && g.dw == 1 && g.kw <= 8 && g.kh * g.kw < 64;
 }
 
-template <class T>
-static TapTable forward_taps(const Problem<T>& p, const View& view, const Pass& pass, int64_t chunk) {
+static TapTable forward_taps(const View& view, const Pass& pass, int64_t chunk) {
   const Geometry& g = view.g;
   const bool bits = !view.up && bits_available(g);
   TapTable table;
@@ -129,7 +128,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Layout layout(passes, views, !split_panels);
   std::vector<TapTable> taps;
   for (const Pass& pass : passes)
-    taps.push_back(forward_taps(p, views[pass.source], pass, layout.chunk[pass.source]));
+    taps.push_back(forward_taps(views[pass.source], pass, layout.chunk[pass.source]));
   const std::vector<Band> bands =
       make_bands(g.N, g.Ho,
                  split_panels ? rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1)

@@ -1,6 +1,6 @@
 // Weights into panels and gradients back out of them: fold (V = a o W), merge, transpose.
 
-// Row `row(tap)` * stride + k of dst, `columns` wide, (=|+=) factor o src for one tap of one channel.
+// dst (=|+=) factor o src, `columns` wide.
 template <class T>
 PCONV_INLINE void put_row(T* dst, const T* src, const T* factor, int64_t columns, bool first) {
   for (int64_t v = 0; v < columns; v += kLanes<T>) {
@@ -108,6 +108,9 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
           }
           seen[at.tap] = true;
         }
+    for (int64_t t = 0; t < taps; ++t)  // a tap that no window of the image can use
+      for (int64_t i = 0; i < cn && !seen[t]; ++i)
+        std::fill_n(rows + (i * taps + t) * columns, columns, T(0));
     transpose(rows, columns, n, panel.width, out, n);
     for (int64_t o = 0; o < panel.width; ++o) {
       const int64_t at = ((o0 + o) * Cg + c_begin + c) * taps;

@@ -127,6 +127,7 @@ class TileList {
 
 // Bit i * kw + j set where valid[i][j] is: `rows` rows of `cols` <= 8 bytes of 0 or 1, 8 bytes readable in
 // each.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "window_bits takes the first byte as the lowest");
 PCONV_INLINE uint64_t window_bits(const uint8_t* valid, int64_t stride, int64_t rows, int64_t cols) {
   uint64_t bits = 0;
   for (int64_t i = 0; i < rows; ++i) {
