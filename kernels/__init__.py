@@ -1,1 +1,7 @@
-"""Triton kernels, installed as ``pconv_ext.kernels``. None are part of this version yet."""
+"""Triton kernels of the three operators, installed as ``pconv_ext.kernels``; `operators` is what the rest calls.
+
+How the parts follow each other in one call: masks become row lists (rows.py), weights are folded and laid out
+(weights.py), a matrix kernel gathers and multiplies (gather.py); backward, the incoming gradient is scaled
+(gradients.py), the matrix kernel runs once more over the input pixels, another over the weights (wgrad.py),
+whose sums weights.py finishes. plan.py has the geometry, tuning.py the block sizes, launch.py the launches.
+"""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import _triton, ops
 
 
 class Backend(NamedTuple):
@@ -18,7 +19,9 @@ class Backend(NamedTuple):
 
     device_type: str | None  # of the tensors it takes; None = any
     operators: Any  # the torch.ops namespace, None for the reference
-    reason: str  # why it is not available, "" if it is
+    reason: str  # why it is not available, "" if it is (or only a device can tell)
+    #: of an operator's name and checked arguments: why it cannot compute them, "" if it can
+    refusal: Callable[[str, tuple[Any, ...]], str] = lambda op, args: ""
 
 
 #: "auto" takes the first of these that is available, by device of the tensors.
@@ -46,11 +49,11 @@ def _load(module: str, device_key: str) -> str:
 _BACKENDS = {
     "cpu": Backend("cpu", torch.ops.pconv_ext, _load("_C", "CPU")),
     "cuda": Backend("cuda", None, "this version has no CUDA kernels"),
-    "triton": Backend("cuda", None, "this version has no Triton kernels"),
+    "triton": Backend(_triton.DEVICE_TYPE, _triton.OPERATORS, _triton.REASON, _triton.refusal),
     "reference": Backend(None, None, ""),
 }
 
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def backends() -> dict[str, tuple[bool, str]]:
@@ -59,7 +62,9 @@ def backends() -> dict[str, tuple[bool, str]]:
     Returns:
         ``{"cpu": (True, ""), "cuda": (False, "why not"), "triton": ..., "reference": (True, "")}``.
     """
-    return {name: (not backend.reason, backend.reason) for name, backend in _BACKENDS.items()}
+    reasons = {name: backend.reason for name, backend in _BACKENDS.items()}
+    reasons["triton"] = _triton.reason()
+    return {name: (not reason, reason) for name, reason in reasons.items()}
 
 
 def check_name(op: str, backend: str) -> None:
@@ -70,15 +75,16 @@ def check_name(op: str, backend: str) -> None:
         )
 
 
-def choose(op: str, backend: str, x: Tensor) -> Any:
-    """The ``torch.ops`` namespace to call for `x`, or None for the reference.
+def choose(op: str, backend: str, args: tuple[Any, ...]) -> Any:
+    """The ``torch.ops`` namespace to call with `args`, the operator's checked arguments; None: the reference.
 
-    Raises ValueError for an unknown backend or one that does not take tensors of x's device, RuntimeError
-    with the reason for one that is not available here.
+    Raises ValueError for an unknown backend or one that cannot compute these arguments, RuntimeError with
+    the reason for one that is not available here.
     """
+    x: Tensor = args[0]
     device_type = x.device.type
     if backend == "auto":
-        return _automatic(device_type)
+        return _automatic(op, device_type, args)
     check_name(op, backend)
     chosen = _BACKENDS[backend]
     if chosen.reason:
@@ -87,24 +93,29 @@ def choose(op: str, backend: str, x: Tensor) -> Any:
         raise ValueError(
             f"{op}: backend {backend!r} takes tensors on {chosen.device_type}, got x on {x.device}"
         )
+    refusal = chosen.refusal(op, args)
+    if refusal:
+        raise ValueError(f"{op}: backend {backend!r} cannot take this call: {refusal}")
     return chosen.operators
 
 
-def _automatic(device_type: str) -> Any:
-    order = _ORDER.get(device_type, ("reference",))
-    for name in order:
-        if not _BACKENDS[name].reason:
-            if name == "reference" and len(order) > 1:
-                _warn_slow(device_type, order[:-1])
-            return _BACKENDS[name].operators
+def _automatic(op: str, device_type: str, args: tuple[Any, ...]) -> Any:
+    causes = []
+    for name in _ORDER.get(device_type, ("reference",)):
+        backend = _BACKENDS[name]
+        cause = backend.reason or backend.refusal(op, args)
+        if not cause:
+            if causes:  # only the reference comes after others
+                _warn_slow(op, device_type, "; ".join(causes))
+            return backend.operators
+        causes.append(f"{name}: {cause}")
     raise AssertionError("the reference is always available")
 
 
-def _warn_slow(device_type: str, missing: tuple[str, ...]) -> None:
-    if torch.compiler.is_compiling() or device_type in _warned:
+def _warn_slow(op: str, device_type: str, causes: str) -> None:
+    if torch.compiler.is_compiling() or (device_type, causes) in _warned:
         return
-    _warned.add(device_type)
-    causes = "; ".join(f"{name}: {_BACKENDS[name].reason}" for name in missing)
+    _warned.add((device_type, causes))
     warnings.warn(
-        f"pconv_ext falls back to its slow reference for {device_type} tensors ({causes})", stacklevel=5
+        f"pconv_ext falls back to its slow reference for {op} of {device_type} tensors ({causes})", stacklevel=5
     )

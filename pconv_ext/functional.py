@@ -57,10 +57,11 @@ def partial_conv2d(
     geometry = _checks.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
     if mask is not None and mask.shape[1] > 1 and mask.stride(1) == 0:
         mask = mask[:, :1]  # an expanded plane, as PartialConv2d(multi_channel=True) returns: same ratios
-    operators = _backends.choose("partial_conv2d", backend, x)
+    args = (x, mask, weight, bias, *geometry)
+    operators = _backends.choose("partial_conv2d", backend, args)
     if operators is None:
         return reference.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
-    result: tuple[Tensor, Tensor] = operators.partial_conv2d(x, mask, weight, bias, *geometry)
+    result: tuple[Tensor, Tensor] = operators.partial_conv2d(*args)
     return result
 
 
@@ -103,10 +104,11 @@ def msfef(
         RuntimeError: a backend asked for by name is not available here.
     """
     strides = _checks.msfef(x, mask, weights, biases, scales, stride)
-    operators = _backends.choose("msfef", backend, x)
+    args = (x, mask, weights, biases or [], scales, strides)
+    operators = _backends.choose("msfef", backend, args)
     if operators is None:
         return reference.msfef(x, mask, weights, biases, scales, stride)
-    result: tuple[Tensor, Tensor] = operators.msfef(x, mask, weights, biases or [], scales, strides)
+    result: tuple[Tensor, Tensor] = operators.msfef(*args)
     return result
 
 
@@ -145,10 +147,9 @@ def upcat_partial_conv2d(
         RuntimeError: a backend asked for by name is not available here.
     """
     _checks.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
-    operators = _backends.choose("upcat_partial_conv2d", backend, skip)
+    args = (x_low, mask_low, skip, mask_skip, weight, bias)
+    operators = _backends.choose("upcat_partial_conv2d", backend, args)
     if operators is None:
         return reference.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
-    result: tuple[Tensor, Tensor] = operators.upcat_partial_conv2d(
-        x_low, mask_low, skip, mask_skip, weight, bias
-    )
+    result: tuple[Tensor, Tensor] = operators.upcat_partial_conv2d(*args)
     return result

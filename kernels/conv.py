@@ -1,0 +1,193 @@
+"""``partial_conv2d`` and ``msfef``: one or several kernels over one feature map."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import launch, plan, rows, tuning
+from .launch import Plane, RowList, Source, Windows
+from .plan import Branch, Taps
+
+
+class Problem(NamedTuple):
+    """Shapes of one call."""
+
+    n: int
+    c_in: int
+    h: int
+    w: int
+    c_out: int
+    ho: int
+    wo: int
+    stride: list[int]
+    padding: tuple[int, int]  # top, left, of the largest kernel
+    dilation: list[int]
+    parts: tuple[Branch, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        return self.n * self.ho * self.wo
+
+
+def problem(
+    x: Tensor, weights: list[Tensor], stride: list[int], padding: list[int], dilation: list[int]
+) -> Problem:
+    """`padding` [top, bottom, left, right] of the largest kernel."""
+    n, c_in, h, w = x.shape
+    c_out = weights[0].shape[0]
+    parts = plan.branches([(weight.shape[2], weight.shape[3]) for weight in weights], c_out, c_in)
+    top, bottom, left, right = padding
+    ho = (h + top + bottom - dilation[0] * (parts[-1].kh - 1) - 1) // stride[0] + 1
+    wo = (w + left + right - dilation[1] * (parts[-1].kw - 1) - 1) // stride[1] + 1
+    return Problem(n, c_in, h, w, c_out, ho, wo, stride, (top, left), dilation, parts)
+
+
+def flat_weights(weights: list[Tensor], parts: tuple[Branch, ...]) -> Tensor:
+    """The weights of all branches in one flat tensor, in the order of `parts`."""
+    if len(weights) == 1:
+        return weights[0].contiguous().view(-1)
+    return torch.cat([weights[part.row].reshape(-1) for part in parts])
+
+
+def features(x: Tensor) -> Source:
+    """`x` in channels-last storage; with few channels, filled up to a power of two of them."""
+    c, w = x.shape[1], x.shape[3]
+    pitch = plan.row_channels(c)
+    if pitch and pitch != c:
+        return Source(torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, pitch - c)).contiguous(), c, pitch, w, 1)
+    return Source(x.contiguous(memory_format=torch.channels_last), c, c, w, 1)
+
+
+def windows(
+    p: Problem, mask: Tensor | None, x: Tensor, taps: Taps, pad: int
+) -> tuple[Windows, RowList, Tensor]:
+    """Row list of the output pixels, ratios and new mask."""
+    plane = Plane.of(mask, x)
+    device = x.device
+    ratio = torch.empty((len(p.parts), p.pixels), dtype=torch.float32, device=device)
+    natural = torch.empty(p.pixels, dtype=torch.int8, device=device)
+    new_mask = torch.empty(
+        (p.n, 1, p.ho, p.wo), dtype=x.dtype if mask is None else mask.dtype, device=device
+    )
+    stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
+
+    def fill(
+        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
+        block: int,
+    ) -> None:  # fmt: skip
+        rows.forward_windows[grid](
+            plane.data, stored, ratio, natural, state, ints, words, counts,
+            p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
+            KERNELS=tuple(part[:4] for part in p.parts), SH=p.stride[0], SW=p.stride[1],
+            DH=p.dilation[0], DW=p.dilation[1], HAS_MASK=plane.given, WORDS=taps.words, BLOCK=block,
+        )  # fmt: skip
+
+    row = launch.row_list(device, p.pixels, 1, 2, taps.words, pad, fill)
+    return Windows(ratio, natural), row, new_mask
+
+
+def forward(
+    x: Tensor, mask: Tensor | None, weights: list[Tensor], bias: Tensor | None, scales: Tensor | None, p: Problem
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """bias [branches, C_out] or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
+    taps = plan.forward_taps(p.parts, p.dilation)
+    blocks = tuning.gather_blocks(p.pixels, p.c_out, x.dtype, launch.capability(x.device))
+    window, row, new_mask = windows(p, mask, x, taps, blocks.m)
+    packed = launch.pack(
+        flat_weights(weights, p.parts), scales, p.parts, taps, p.c_out, p.c_in, p.c_in, 1, blocks.n, adjoint=False
+    )
+    out = launch.empty_channels_last((p.n, p.c_out, p.ho, p.wo), x)
+    plain = len(taps.phases) - 1
+    launch.matmul(
+        row, [(features(x), taps, packed)], out, p.c_out, blocks, plain_phase=plain, mixed_phases=plain,
+        ratio=window.ratio, pixels=p.pixels, bias=bias, scales=scales,
+        bias_rows=() if bias is None else tuple(part.row for part in p.parts),
+    )  # fmt: skip
+    return out, new_mask
+
+
+class Gradients(NamedTuple):
+    """None where not needed."""
+
+    x: Tensor | None
+    weights: list[Tensor] | None
+    sums: Tensor  # [C_out] float32: of grad_out over live pixels
+    products: Tensor | None  # [branches, C_out] float32: <W_b, G_b>, with scales
+
+
+def backward(
+    grad_out: Tensor, x: Tensor, mask: Tensor | None, weights: list[Tensor], scales: Tensor | None, p: Problem,
+    *, needs_x: bool, needs_weights: bool,
+) -> Gradients:  # fmt: skip
+    """Gradients of `forward`; those of bias and scales follow from sums and products."""
+    taps = plan.forward_taps(p.parts, p.dilation)
+    source = features(x) if needs_weights else None
+    wide = launch.MAX_BLOCK_DEPTH
+    window, row, _ = windows(p, mask, x, taps, wide)
+    grad = launch.scale_gradient(grad_out, window, copies=needs_x or needs_weights)
+    grad_x = adjoint(grad, x, mask, weights, scales, window, p) if needs_x else None
+    if source is None:
+        return Gradients(grad_x, None, grad.sums, None)
+    partial = launch.weight_partials(row, source, 0, 0, grad, p.c_out, taps, p.parts)
+    grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+    products = None
+    if scales is not None:
+        blocks_f = launch.finish_blocks(p.c_in, p.parts[-1])
+        products = torch.zeros((len(p.parts), blocks_f, p.c_out), dtype=torch.float32, device=x.device)
+    for b, part in enumerate(p.parts):
+        launch.finish(
+            partial, b, part, p.parts[-1].kw, weights[part.row].contiguous(), grads[part.row], p.c_in, p.c_in,
+            scales, products,
+        )  # fmt: skip
+    return Gradients(grad_x, grads, grad.sums, None if products is None else products.sum(1))
+
+
+def adjoint(
+    grad: launch.ScaledGradient, x: Tensor, mask: Tensor | None, weights: list[Tensor], scales: Tensor | None,
+    window: Windows, p: Problem,
+) -> Tensor:  # fmt: skip
+    """Gradient of x, channels-last."""
+    taps = plan.adjoint_taps(p.parts, p.stride, p.padding, p.dilation)
+    blocks = tuning.gather_blocks(p.n * p.h * p.w, p.c_in, x.dtype, launch.capability(x.device))
+    row = adjoint_rows(p, mask, x, window, taps, blocks.m)
+    packed = launch.pack(
+        flat_weights(weights, p.parts), scales, p.parts, taps, p.c_out, p.c_in, p.c_in, 1, blocks.n, adjoint=True
+    )
+    grad_x = launch.empty_channels_last(tuple(x.shape), x)
+    source = Source(grad.copies, p.c_out, grad.pitch, p.wo, -1, p.pixels * grad.pitch)
+    plain = len(taps.phases) - 1
+    launch.matmul(
+        row, [(source, taps, packed)], grad_x, p.c_in, blocks, plain_phase=plain, mixed_phases=plain + 1
+    )
+    return grad_x
+
+
+def adjoint_rows(
+    p: Problem, mask: Tensor | None, x: Tensor, window: Windows, taps: Taps, pad: int
+) -> RowList:
+    """Row list of the input pixels, by residue modulo the stride."""
+    plane = Plane.of(mask, x)
+    sh, sw = p.stride
+    last = p.parts[-1]
+    reach = p.parts[-2][:4] if len(p.parts) > 1 else ()
+    pixels = p.n * -(-p.h // sh) * -(-p.w // sw)
+
+    def fill(
+        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
+        block: int,
+    ) -> None:  # fmt: skip
+        rows.adjoint_windows[grid](
+            plane.data, window.state, state, ints, words, counts,
+            p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
+            FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
+            JUMP_Y=taps.y.jump, JUMP_X=taps.x.jump, KH=last.kh, KW=last.kw, NY=taps.y.count, NX=taps.x.count,
+            REACH=reach, SH=sh, SW=sw, DH=p.dilation[0], DW=p.dilation[1], HAS_MASK=plane.given,
+            WORDS=taps.words, BLOCK=block,
+        )  # fmt: skip
+
+    sets = 2 if reach else 1
+    return launch.row_list(x.device, pixels, sh * sw, 2, sets * taps.words, pad, fill)

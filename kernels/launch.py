@@ -1,0 +1,315 @@
+"""Launches of the kernels: buffers, grids and constants. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import gather, gradients, rows, tuning, weights, wgrad
+from .plan import Branch, Phase, Taps, row_channels, rounded
+
+MAX_PIXELS = 2**28  # indices of pixels and of their entries are int32
+MAX_BLOCK_DEPTH = 64  # of tuning.wgrad_blocks: row lists for wgrad.tap_matmul are filled up to it
+
+
+class Plane(NamedTuple):
+    """A mask as the kernels read it: bytes or floats [N, H, W], or nothing."""
+
+    data: Tensor
+    strides: tuple[int, int, int]
+    given: bool
+
+    @classmethod
+    def of(cls, mask: Tensor | None, like: Tensor) -> Plane:
+        """The plane of `mask` [N or 1, 1, H, W]; `like` lends a pointer where there is none."""
+        if mask is None:
+            return cls(like, (0, 0, 0), False)
+        data = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+        return cls(data, (0 if mask.shape[0] == 1 else mask.stride(0), mask.stride(2), mask.stride(3)), True)
+
+
+class Windows(NamedTuple):
+    """What a windows kernel leaves for everybody, by output pixel."""
+
+    ratio: Tensor  # [branches, P] float32
+    state: Tensor  # [P] int8: class
+
+
+class RowList(NamedTuple):
+    """Pixels in the order in which a matrix kernel takes them, see rows.py."""
+
+    ints: Tensor
+    words: Tensor
+    limits: Tensor
+    segments: int
+    capacity: int  # entries of a segment
+
+    @property
+    def entries(self) -> int:
+        """Of all segments."""
+        return self.segments * self.capacity
+
+
+class Source(NamedTuple):
+    """A tensor to gather from: channels-last storage of pixels, `pitch` elements from one to the next."""
+
+    data: Tensor
+    channels: int
+    pitch: int
+    width: int  # pixels of a row
+    sign: int  # +1 forward, -1 where taps lead backwards
+    copy_stride: int = 0  # from one phase's tensor to the next
+
+
+def on(device: torch.device) -> Any:
+    """Context in which kernels are launched on `device`."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def capability(device: torch.device) -> int:
+    """GPU generation for tuning.py; the interpreter takes Hopper's configurations."""
+    if device.type != "cuda":
+        return 90
+    return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+
+
+def empty_channels_last(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Uninitialised features [N, C, H, W] in dtype and on the device of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of float32 products: what the user chose for cuDNN's convolutions."""
+    if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32":
+        return "ieee"
+    return "tf32"
+
+
+def row_list(
+    device: torch.device, pixels: int, segments: int, ints: int, words: int, pad: int, fill: Callable[..., None]
+) -> RowList:
+    """Sort at most `pixels` pixels of each segment by class; ``fill(grid, ...)`` launches the windows kernel."""
+    block = 256
+    n_blocks = max(-(-pixels // block), 1)
+    q = n_blocks * block
+    capacity = rounded(q, pad) + 3 * pad
+
+    def empty(n: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(n, dtype=dtype, device=device)
+
+    state = empty(segments * q, torch.int8)
+    entry_ints = empty(ints * segments * q, torch.int32)
+    entry_words = empty(words * segments * q, torch.int64)
+    counts = empty(segments * 3 * n_blocks, torch.int32)
+    fill((n_blocks, segments), state, entry_ints, entry_words, counts, q, n_blocks, block)
+    result = RowList(
+        empty(ints * segments * capacity, torch.int32),
+        empty(words * segments * capacity, torch.int64),
+        empty(segments * 3, torch.int32),
+        segments,
+        capacity,
+    )
+    rows.compact[(n_blocks, segments)](
+        state, entry_ints, entry_words, counts, result.ints, result.words, result.limits, q, n_blocks, capacity,
+        INTS=ints, WORDS=words, PAD=pad, BLOCK=block,
+    )  # fmt: skip
+    return result
+
+
+class Packed(NamedTuple):
+    """Weights laid out for gather.gather_matmul, with the constants that go with them."""
+
+    data: Tensor
+    bk: int
+    kp: int
+    row_channels: int
+
+
+def pack(
+    weight: Tensor, scales: Tensor | None, parts: tuple[Branch, ...], taps: Taps, c_out: int, c_in: int,
+    stride_out: int, slabs: int, block_n: int, *, adjoint: bool,
+) -> Packed:  # fmt: skip
+    """Fold and lay out. `weight` is flat, `slabs` weights of [C_out, stride_out, taps] one after the other.
+
+    The summed channels are c_in or, with `adjoint`, c_out.
+    """
+    summed, kept = (c_out, c_in) if adjoint else (c_in, c_out)
+    np_ = rounded(kept, block_n)
+    few = row_channels(summed)
+    kp = tuning.power_of_two(max(few * taps.x.count, 16))
+    scales_arg = weight if scales is None else scales
+    common = {"NOUT": c_out, "CIN": c_in, "KERNELS": tuple(map(tuple, parts)), "PHASES": _tuples(taps.phases)}
+    slab_stride = weight.numel() // slabs if slabs > 1 else 0
+    if few and kp <= 128:
+        segments = max(slabs, len(taps.y.first) * len(taps.x.first))
+        slots = segments * len(taps.phases) * taps.y.count
+        data = weight.new_empty(slots * np_ * kp)
+        weights.pack_rows[(-(-np_ // 16), slots)](
+            weight, scales_arg, data, stride_out, slab_stride, np_, **common,
+            FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
+            NY=taps.y.count, NX=taps.x.count, ROW_CHANNELS=few, NP=np_, KP=kp,
+            ADJOINT=adjoint, HAS_SCALES=scales is not None, BR=16,
+        )  # fmt: skip
+        return Packed(data, kp, kp, few)
+    bk = tuning.channel_blocks(summed, weight.dtype)
+    kp = rounded(summed, bk)
+    data = weight.new_empty(slabs * taps.slots * np_ * kp)
+    block_t = tuning.power_of_two(max(phase.kh * phase.kw for phase in taps.phases))
+    block_k = max(16, min(bk, 4096 // block_t))
+    weights.pack_taps[(np_, -(-kp // block_k), slabs * len(taps.phases))](
+        weight, scales_arg, data, stride_out, slab_stride, **common, SLOTS=taps.slots, NP=np_, KP=kp,
+        ADJOINT=adjoint, HAS_SCALES=scales is not None, BT=block_t, BK=block_k,
+    )  # fmt: skip
+    return Packed(data, bk, kp, 0)
+
+
+def _tuples(phases: tuple[Phase, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, phases))
+
+
+def _source_constants(source: Source, taps: Taps, packed: Packed) -> tuple[Any, ...]:
+    phases = _tuples(taps.phases)
+    slab = taps.slab
+    if packed.row_channels:  # a slot is a row of taps
+        per_phase = taps.y.count
+        phases = tuple((*p[:4], i * per_phase, *p[5:]) for i, p in enumerate(phases))
+        shared = taps.slab == 0 and len(taps.y.first) * len(taps.x.first) == 1
+        slab = 0 if shared else per_phase * len(phases)
+    return (
+        source.channels, source.pitch, packed.bk, packed.kp, phases, taps.y.first, taps.x.first,
+        taps.y.step, taps.x.step, len(taps.x.first), taps.x.count, slab, packed.row_channels, taps.words,
+    )  # fmt: skip
+
+
+def matmul(
+    row: RowList, sources: list[tuple[Source, Taps, Packed]], out: Tensor, n_out: int, blocks: tuning.Blocks, *,
+    plain_phase: int, mixed_phases: int, ratio: Tensor | None = None, pixels: int = 0, bias: Tensor | None = None,
+    scales: Tensor | None = None, bias_rows: tuple[int, ...] = (),
+) -> None:  # fmt: skip
+    """out [pixels, n_out] (channels-last storage) of the gathered taps times the packed weights."""
+    np_ = rounded(n_out, blocks.n)
+    grid = (row.capacity // blocks.m * (np_ // blocks.n), row.segments)
+    steps = [
+        (source.sign * taps.y.jump * source.width * source.pitch, source.sign * taps.x.jump * source.pitch)
+        for source, taps, _ in sources
+    ]
+    first, second = sources[0], sources[-1]
+    gather.gather_matmul[grid](
+        first[0].data, second[0].data, first[2].data, second[2].data, row.ints, row.words, row.limits,
+        out if ratio is None else ratio, out if bias is None else bias, out if scales is None else scales, out,
+        row.entries, row.capacity, pixels, first[0].copy_stride, *steps[0], *steps[-1],
+        SOURCE0=_source_constants(*first), SOURCE1=_source_constants(*second) if len(sources) > 1 else (),
+        WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
+        PLAIN_PHASE=plain_phase, MIXED_PHASES=mixed_phases, BIASES=bias_rows, HAS_SCALES=scales is not None,
+        BM=blocks.m, BN=blocks.n, STAGES=blocks.stages, PRECISION=precision(out.dtype),
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+
+
+class ScaledGradient(NamedTuple):
+    """The incoming gradient times the ratios, and its sum over live pixels."""
+
+    copies: Tensor  # [branches, P, pitch]
+    pitch: int
+    sums: Tensor  # [C_out] float32
+
+
+def scale_gradient(grad_out: Tensor, windows: Windows, *, copies: bool) -> ScaledGradient:
+    """See gradients.scale_gradient. `grad_out` [N, C_out, H, W] in any layout."""
+    n_out = grad_out.shape[1]
+    grad_out = grad_out.contiguous(memory_format=torch.channels_last)
+    ratios, pixels = windows.ratio.shape
+    pitch = row_channels(n_out) or rounded(n_out, 8)
+    scaled = grad_out.new_empty((ratios if copies else 0, pixels, pitch))
+    block_c = min(tuning.power_of_two(pitch), 64)
+    block_p = 4096 // block_c
+    rounds = max(1, min(16, pixels // (block_p * 1024)))
+    n_blocks = -(-pixels // (block_p * rounds))
+    sums = torch.empty((n_blocks, n_out), dtype=torch.float32, device=grad_out.device)
+    gradients.scale_gradient[(n_blocks, -(-pitch // block_c))](
+        grad_out, windows.ratio, windows.state, scaled, sums, pixels, pixels * pitch,
+        NOUT=n_out, PITCH=pitch, RATIOS=ratios, COPIES=copies, BP=block_p, BC=block_c, ROUNDS=rounds,
+    )  # fmt: skip
+    return ScaledGradient(scaled, pitch, sums.sum(0))
+
+
+class Partial(NamedTuple):
+    """Partial sums of the gradient of the weights, and how they are laid out."""
+
+    data: Tensor  # [parts, segments, slots, cp, pitch] float32
+    parts: int
+    slots: int
+    cp: int
+    corrections: tuple[int, ...]  # first slot of each branch's correction, -1 for none
+    row_channels: int
+
+
+def weight_partials(
+    row: RowList, source: Source, index: int, word0: int, grad: ScaledGradient, c_out: int, taps: Taps,
+    parts: tuple[Branch, ...],
+) -> Partial:  # fmt: skip
+    """x under every tap, transposed, times the gradient; `source` is the row list's `index`-th."""
+    few = row_channels(source.channels)
+    cp = tuning.power_of_two(max(few * taps.x.count, 16))
+    if not few or cp > 128:
+        few, cp = 0, source.channels
+    pixels = grad.copies.shape[1]
+    blocks = tuning.wgrad_blocks(cp, c_out, grad.copies.dtype, capability(grad.copies.device))
+    block_c = min(max(tuning.power_of_two(cp), 16), blocks.m)
+    per_tile = blocks.m // block_c
+    phases: list[tuple[int, ...]] = []
+    slots = groups = 0
+    corrections = []
+    last = len(parts) - 1
+    for b in (last, *range(last)):  # the merged kernel first
+        high, wide = parts[b].kh, 1 if few else parts[b].kw
+        phases.append((high, wide, parts[b].oy, 0 if few else parts[b].ox, slots, b, int(b != last)))
+        corrections.append(slots)
+        slots += high * wide
+        groups += -(-high * wide // per_tile)
+    corrections = [*corrections[1:], -1]
+    tiles = groups * -(-cp // block_c) * -(-grad.pitch // blocks.n)
+    splits = max(1, min(2 * 132 * 2 // max(tiles * row.segments, 1), pixels // (blocks.k * 8), 64))
+    data = torch.empty(
+        (splits, row.segments, slots, cp, grad.pitch), dtype=torch.float32, device=source.data.device
+    )
+    wgrad.tap_matmul[(tiles, splits * row.segments)](
+        source.data, grad.copies, row.ints, row.words, row.limits, data, row.entries, row.capacity,
+        pixels * grad.pitch, taps.y.jump * source.width * source.pitch, taps.x.jump * source.pitch,
+        C=source.channels, PITCH=source.pitch, CP=cp, NOUT=c_out, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
+        SLOTS=slots, NX=taps.x.count, ROW_CHANNELS=few, SOURCE=index, WORDS=taps.words, WORD0=word0,
+        SEGMENTS=row.segments, SPLITS=splits, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,
+        STAGES=blocks.stages, PRECISION=precision(grad.copies.dtype),
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    return Partial(data, splits, slots, cp, tuple(corrections), few)
+
+
+def finish(
+    partial: Partial, b: int, part: Branch, window_w: int, weight: Tensor, grad: Tensor, c_in: int, stride_out: int,
+    scales: Tensor | None = None, products: Tensor | None = None, *, low: bool = False, cut: tuple[int, int] = (0, 0),
+) -> None:  # fmt: skip
+    """Add up the partial sums of branch `b` into `grad`, [C_out, stride_out, kh, kw] from its first element.
+
+    `products` [branches, finish_blocks, C_out] takes <W, G> for the gradient of the scales.
+    """
+    _, segments, _, _, pitch = partial.data.shape
+    c_out = grad.shape[0]
+    blocks_f = finish_blocks(c_in, part)
+    weights.finish[(blocks_f, -(-c_out // 32))](
+        partial.data, weight, weight if scales is None else scales, grad, grad if products is None else products,
+        partial.parts, stride_out, blocks_f if products is None else products.shape[1],
+        NOUT=c_out, CIN=c_in, KH=part.kh, KW=part.kw, OY=part.oy, OX=part.ox, WINDOW_W=window_w,
+        CORRECTION=partial.corrections[b], SLOTS=partial.slots, CP=partial.cp, GRAD_PITCH=pitch,
+        ROW_CHANNELS=partial.row_channels, SCALE_ROW=part.row, HAS_SCALES=scales is not None, LOW=low,
+        SEGMENTS=segments, CUT_H=cut[0], CUT_W=cut[1], BO=32, BF=64,
+    )  # fmt: skip
+
+
+def finish_blocks(c_in: int, part: Branch) -> int:
+    """Programs of `finish` along input channels and taps."""
+    return -(-c_in * part.kh * part.kw // 64)

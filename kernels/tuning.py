@@ -1,0 +1,60 @@
+"""Block sizes of the matrix kernels, by element type and GPU generation.
+
+What the compiler makes of each configuration (registers, spills, shared memory, instructions) is asserted by
+tests/test_compiled.py and recorded in benchmarks/results/triton-compiled.json.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Blocks(NamedTuple):
+    """One configuration: rows x columns x depth of the tile, warps of the program, stages of the pipeline."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
+    """Configuration of gather.gather_matmul for `rows` pixels and `n_out` channels.
+
+    `capability` is 80 for sm_80 to sm_89 and 90 from there on.
+    """
+    wide = dtype == torch.float32
+    k = 32 if wide else 64
+    n = min(max(power_of_two(n_out), 16), 128)
+    if rows * n_out <= 128 * 128 * 96:  # too few tiles for the chip: smaller ones
+        return Blocks(64, min(n, 64), k, 4, 4 if capability >= 90 else 3)
+    if n <= 32:
+        return Blocks(128, n, k, 4, 3)
+    if n == 64:
+        return Blocks(128, 64, k, 4, 3)
+    return Blocks(128, 128, k, 8, 3)
+
+
+def wgrad_blocks(slot_channels: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
+    """Configuration of wgrad.tap_matmul: m covers channels (of several taps, where there are few), n gradients.
+
+    Two levels of loads feed the addresses' predicates, which costs two of the stages asked for.
+    """
+    n = min(max(power_of_two(n_out), 16), 128)
+    k = 32 if dtype == torch.float32 or capability < 90 else 64
+    if n <= 64:
+        return Blocks(128, n, k, 4, 5)
+    return Blocks(128, 128, k, 8, 5)
+
+
+def channel_blocks(channels: int, dtype: torch.dtype) -> int:
+    """Channels of a K step of gather.gather_matmul: all of a few, else a full block."""
+    return min(max(power_of_two(channels), 16), 32 if dtype == torch.float32 else 64)

@@ -1,0 +1,210 @@
+"""``upcat_partial_conv2d``: the decoder stage, which reads its two maps where they are.
+
+Over the low-resolution map the k x k taps of an up-sampled pixel fall on (k + 1) / 2 squared pixels: their
+weights are summed beforehand, for each parity of the pixel, so 9 taps cost 4.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import conv, launch, plan, rows, tuning, weights
+from .launch import Plane, RowList, Source, Windows
+
+
+class Problem(NamedTuple):
+    """Shapes of one call."""
+
+    n: int
+    c_low: int
+    c_skip: int
+    lh: int
+    lw: int
+    h: int
+    w: int
+    c_out: int
+    k: int
+
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        return self.n * self.h * self.w
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """Last rows and columns whose windows an odd size cuts between two copies of a low pixel."""
+        return (min(self.k // 2, self.h) if self.h % 2 else 0, min(self.k // 2, self.w) if self.w % 2 else 0)
+
+    @property
+    def low_cut(self) -> tuple[int, int]:
+        """The same of the low-resolution map: its last row or column, which has one copy only."""
+        return self.h % 2, self.w % 2
+
+    def skip(self) -> conv.Problem:
+        """The skip's share: an ordinary convolution."""
+        r = self.k // 2
+        parts = plan.branches([(self.k, self.k)], self.c_out, self.c_skip)
+        return conv.Problem(
+            self.n, self.c_skip, self.h, self.w, self.c_out, self.h, self.w, [1, 1], (r, r), [1, 1], parts
+        )
+
+
+def problem(x_low: Tensor, skip: Tensor, weight: Tensor) -> Problem:
+    """Of checked arguments."""
+    n, c_low, lh, lw = x_low.shape
+    return Problem(
+        n, c_low, skip.shape[1], lh, lw, skip.shape[2], skip.shape[3], weight.shape[0], weight.shape[2]
+    )
+
+
+def windows(
+    p: Problem, mask_low: Tensor | None, mask_skip: Tensor | None, skip: Tensor, pad: int
+) -> tuple[Windows, RowList, Tensor]:
+    """Row list of the output pixels by parity, ratios and new mask."""
+    low, side = Plane.of(mask_low, skip), Plane.of(mask_skip, skip)
+    mask = mask_skip if mask_low is None else mask_low
+    km = (p.k + 1) // 2
+    words_low, words_skip = plan.square_taps(km).words, plan.square_taps(p.k).words
+    ratio = torch.empty((1, p.pixels), dtype=torch.float32, device=skip.device)
+    natural = torch.empty(p.pixels, dtype=torch.int8, device=skip.device)
+    new_mask = torch.empty(
+        (p.n, 1, p.h, p.w), dtype=skip.dtype if mask is None else mask.dtype, device=skip.device
+    )
+    stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
+    cut_h, cut_w = p.cut
+
+    def fill(
+        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
+        block: int,
+    ) -> None:  # fmt: skip
+        rows.upcat_windows[grid](
+            low.data, side.data, stored, ratio, natural, state, ints, words, counts,
+            p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *low.strides, *side.strides,
+            C_LOW=p.c_low, C_SKIP=p.c_skip, K=p.k, CUT_H=cut_h, CUT_W=cut_w,
+            HAS_LOW=low.given, HAS_SKIP=side.given, WORDS_LOW=words_low, WORDS_SKIP=words_skip, BLOCK=block,
+        )  # fmt: skip
+
+    pixels = p.n * -(-p.h // 2) * -(-p.w // 2)
+    row = launch.row_list(skip.device, pixels, (2 + cut_h) * (2 + cut_w), 3, words_low + words_skip, pad, fill)
+    return Windows(ratio, natural), row, new_mask
+
+
+def low_weights(weight: Tensor, p: Problem, segments: int, *, adjoint: bool) -> Tensor:
+    """Flat [segments, C_out, C_low, taps], see weights.fold_low."""
+    slots = (p.k + 1) ** 2 if adjoint else ((p.k + 1) // 2) ** 2
+    cut_h, cut_w = p.low_cut if adjoint else p.cut
+    folded = weight.new_empty(segments * p.c_out * p.c_low * slots)
+    block_t = tuning.power_of_two(p.k * p.k)
+    block_c = max(1, min(tuning.power_of_two(p.c_low), 2048 // block_t))
+    weights.fold_low[(p.c_out, -(-p.c_low // block_c), segments)](
+        weight, folded, p.c_low, p.c_low + p.c_skip,
+        K=p.k, CUT_H=cut_h, CUT_W=cut_w, ADJOINT=adjoint, SLOTS=slots, BC=block_c, BT=block_t,
+    )  # fmt: skip
+    return folded
+
+
+def forward(
+    x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out (channels-last) and new_mask."""
+    p = problem(x_low, skip, weight)
+    weight = weight.contiguous()
+    blocks = tuning.gather_blocks(p.pixels, p.c_out, skip.dtype, launch.capability(skip.device))
+    window, row, new_mask = windows(p, mask_low, mask_skip, skip, blocks.m)
+    km = (p.k + 1) // 2
+    low_taps, skip_taps = plan.square_taps(km, km * km), plan.square_taps(p.k)
+    low_parts = plan.branches([(km, km)], p.c_out, p.c_low)
+    folded = low_weights(weight, p, row.segments, adjoint=False)
+    packed_low = launch.pack(
+        folded, None, low_parts, low_taps, p.c_out, p.c_low, p.c_low, row.segments, blocks.n, adjoint=False
+    )
+    packed_skip = launch.pack(
+        weight[:, p.c_low :], None, p.skip().parts, skip_taps, p.c_out, p.c_skip, p.c_low + p.c_skip, 1, blocks.n,
+        adjoint=False,
+    )  # fmt: skip
+    out = launch.empty_channels_last((p.n, p.c_out, p.h, p.w), skip)
+    launch.matmul(
+        row, [(conv.features(x_low), low_taps, packed_low), (conv.features(skip), skip_taps, packed_skip)],
+        out, p.c_out, blocks, plain_phase=0, mixed_phases=0, ratio=window.ratio, pixels=p.pixels, bias=bias,
+        bias_rows=() if bias is None else (0,),
+    )  # fmt: skip
+    return out, new_mask
+
+
+class Gradients(NamedTuple):
+    """None where not needed."""
+
+    low: Tensor | None
+    skip: Tensor | None
+    weight: Tensor | None
+    sums: Tensor  # [C_out] float32
+
+
+def backward(
+    grad_out: Tensor, x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None,
+    weight: Tensor, *, needs_low: bool, needs_skip: bool, needs_weight: bool,
+) -> Gradients:  # fmt: skip
+    """Gradients of `forward`."""
+    p = problem(x_low, skip, weight)
+    weight = weight.contiguous()
+    window, row, _ = windows(p, mask_low, mask_skip, skip, launch.MAX_BLOCK_DEPTH)
+    grad = launch.scale_gradient(grad_out, window, copies=needs_low or needs_skip or needs_weight)
+    side = p.skip()
+    grad_low = low_adjoint(grad, x_low, mask_low, weight, window, p) if needs_low else None
+    grad_skip = (
+        conv.adjoint(grad, skip, mask_skip, [weight[:, p.c_low :]], None, window, side) if needs_skip else None
+    )
+    grad_weight = None
+    if needs_weight:
+        km = (p.k + 1) // 2
+        low_taps, skip_taps = plan.square_taps(km), plan.square_taps(p.k)
+        low_parts = plan.branches([(km, km)], p.c_out, p.c_low)
+        grad_weight = torch.empty_like(weight)
+        stride_out = p.c_low + p.c_skip
+        share = launch.weight_partials(row, conv.features(x_low), 0, 0, grad, p.c_out, low_taps, low_parts)
+        whole = side.parts[0]
+        launch.finish(
+            share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut
+        )
+        share = launch.weight_partials(
+            row, conv.features(skip), 1, low_taps.words, grad, p.c_out, skip_taps, side.parts
+        )
+        launch.finish(share, 0, whole, p.k, weight, grad_weight[:, p.c_low :], p.c_skip, stride_out)
+    return Gradients(grad_low, grad_skip, grad_weight, grad.sums)
+
+
+def low_adjoint(
+    grad: launch.ScaledGradient, x_low: Tensor, mask_low: Tensor | None, weight: Tensor, window: Windows, p: Problem
+) -> Tensor:  # fmt: skip
+    """Gradient of x_low, channels-last: (k + 1)^2 summed taps instead of four times k^2."""
+    plane = Plane.of(mask_low, x_low)
+    cut_h, cut_w = p.low_cut
+    segments = (1 + cut_h) * (1 + cut_w)
+    slots = (p.k + 1) ** 2
+    taps = plan.square_taps(p.k + 1, slots)
+    parts = plan.branches([(p.k + 1, p.k + 1)], p.c_out, p.c_low)
+    pixels = p.n * p.lh * p.lw
+    blocks = tuning.gather_blocks(pixels, p.c_low, x_low.dtype, launch.capability(x_low.device))
+
+    def fill(
+        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
+        block: int,
+    ) -> None:  # fmt: skip
+        rows.low_adjoint_windows[grid](
+            plane.data, window.state, state, ints, words, counts,
+            p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *plane.strides,
+            K=p.k, CUT_H=cut_h, CUT_W=cut_w, HAS_LOW=plane.given, WORDS=taps.words, BLOCK=block,
+        )  # fmt: skip
+
+    row = launch.row_list(x_low.device, pixels, segments, 2, taps.words, blocks.m, fill)
+    folded = low_weights(weight, p, segments, adjoint=True)
+    packed = launch.pack(
+        folded, None, parts, taps, p.c_out, p.c_low, p.c_low, segments, blocks.n, adjoint=True
+    )
+    grad_low = launch.empty_channels_last(tuple(x_low.shape), x_low)
+    source = Source(grad.copies, p.c_out, grad.pitch, p.w, 1)
+    launch.matmul(row, [(source, taps, packed)], grad_low, p.c_low, blocks, plain_phase=0, mixed_phases=0)
+    return grad_low

@@ -1,0 +1,104 @@
+"""The Triton backend: where it can run, which calls it can take, and its registration.
+
+Triton itself and the kernels are imported by the first call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+NAMESPACE = "pconv_ext_triton"
+#: With TRITON_INTERPRET=1, read when Triton is imported, the kernels run on tensors of the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+DEVICE_TYPE = "cpu" if INTERPRETED else "cuda"
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CAPABILITY = (8, 0)
+_MAX_PIXELS = 2**28
+_MAX_WINDOW = 2**31  # elements between the first and the last tap of a window
+
+
+def _missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, `pip install triton` brings it"
+    return ""
+
+
+#: Why the backend is not available in this process, as far as can be told without looking for a GPU.
+REASON = _missing()
+
+
+def reason() -> str:
+    """Why the backend is not available here, in one line; "" if it is."""
+    if REASON or INTERPRETED:
+        return REASON
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU"
+    reasons = [_device_refusal(i) for i in range(torch.cuda.device_count())]
+    return "" if "" in reasons else reasons[0]
+
+
+@torch.compiler.assume_constant_result
+def _device_refusal(index: int) -> str:
+    if torch.version.hip is not None:
+        return "the kernels are tuned and tested for NVIDIA's GPUs only"
+    found = torch.cuda.get_device_capability(index)
+    if found < _CAPABILITY:
+        name = torch.cuda.get_device_name(index)
+        return f"a GPU of compute capability 8.0 or higher is needed, {name} has {found[0]}.{found[1]}"
+    return ""
+
+
+def refusal(op: str, args: tuple[Any, ...]) -> str:
+    """Why the kernels cannot compute ``op(*args)``, the operator's checked arguments; "" if they can."""
+    x: Tensor = args[0]
+    if x.dtype not in _DTYPES:
+        return f"it computes in float32, bfloat16 and float16, x is {x.dtype}"
+    if op == "partial_conv2d":
+        mask, weight, groups = args[1], args[2], args[7]
+        if groups != 1:
+            return f"it has no grouped convolution, groups is {groups}"
+        if mask is not None and mask.shape[1] != 1:
+            return f"it takes masks of one plane, mask has shape {list(mask.shape)}"
+        largest, (_, _, height, width) = x, x.shape
+        window = weight.shape[2] * args[6][0]
+        pixels = (height + sum(args[5][:2])) * (width + sum(args[5][2:]))
+    elif op == "msfef":
+        largest, window = x, max(weight.shape[2] for weight in args[2])
+        pixels = x.shape[2] * x.shape[3]
+    else:
+        largest = args[2]
+        window, pixels = args[4].shape[2], largest.shape[2] * largest.shape[3]
+    if x.shape[0] * pixels > _MAX_PIXELS:
+        return f"it counts at most 2^28 pixels, x {list(x.shape)} has more; split the batch"
+    channels = max(largest.shape[1], x.shape[1], 8)
+    if window * largest.shape[3] * channels >= _MAX_WINDOW:
+        return f"a window of x {list(x.shape)} spans more than 2^31 elements"
+    return "" if INTERPRETED else _device_refusal(x.device.index)
+
+
+def _register() -> torch.library.Library:
+    library = ops.register(NAMESPACE)
+
+    def implementation(name: str) -> Any:
+        def kernel(*args: Any) -> Any:
+            from .kernels import operators
+
+            return getattr(operators, name)(*args)
+
+        return kernel
+
+    for name in ops.NAMES:
+        library.impl(name, implementation(name), "CPU" if INTERPRETED else "CUDA")
+    return library
+
+
+_library = _register()
+OPERATORS: Any = getattr(torch.ops, NAMESPACE)
