@@ -93,7 +93,7 @@ def windows(
 def forward(
     x: Tensor, mask: Tensor | None, weights: list[Tensor], bias: Tensor | None, scales: Tensor | None, p: Problem
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """bias [branches, C_out] or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
+    """bias [C_out] (folded) or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
     taps = plan.forward_taps(p.parts, p.dilation)
     blocks = tuning.gather_blocks(p.pixels, p.c_out, x.dtype, launch.capability(x.device))
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
@@ -104,8 +104,7 @@ def forward(
     plain = len(taps.phases) - 1
     launch.matmul(
         row, [(features(x), taps, packed)], out, p.c_out, blocks, plain_phase=plain, mixed_phases=plain,
-        ratio=window.ratio, pixels=p.pixels, bias=bias, scales=scales,
-        bias_rows=() if bias is None else tuple(part.row for part in p.parts),
+        ratio=window.ratio, pixels=p.pixels, bias=bias,
     )  # fmt: skip
     return out, new_mask
 

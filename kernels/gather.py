@@ -24,22 +24,33 @@ def tap_range(first, STEP: tl.constexpr, o, k):
 
 @triton.jit
 def accumulate(
-    acc, x, weights, words, corner, entry, entries, segment, first_n, lo, hi, copy_stride, tap_y, tap_x,
-    ratio, pixel, P,
-    C: tl.constexpr, PITCH: tl.constexpr, BK: tl.constexpr, KP: tl.constexpr, NP: tl.constexpr,
-    PHASES: tl.constexpr, FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr,
-    STEP_Y: tl.constexpr, STEP_X: tl.constexpr, SEGMENTS_X: tl.constexpr, NX: tl.constexpr,
-    SLAB: tl.constexpr, ROW_CHANNELS: tl.constexpr, RATIOS: tl.constexpr, WORDS: tl.constexpr,
-    BN: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    acc, x, weights, words, corners, pixels, entries, segment, first_n, lo, hi, copy_stride, tap_y, tap_x,
+    ratio, P,
+    SOURCE: tl.constexpr, PHASES: tl.constexpr, FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr,
+    NP: tl.constexpr, RATIOS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc += gathered x @ weights over the phases lo to hi; constants as in plan.Source.
+    """acc += gathered x @ weights over the phases lo to hi. SOURCE: constants, see launch.source_constants.
 
     ROW_CHANNELS = 0: a K step is one tap, BK of C channels. Else, for few channels: all taps of a row of the
-    window at once, BK = columns x ROW_CHANNELS.
+    window at once, BK = columns x ROW_CHANNELS, where PITCH = ROW_CHANNELS and channels beyond C are zero.
+    tap_y, tap_x: pixels from one tap to the next.
     """
+    C: tl.constexpr = SOURCE[0]
+    PITCH: tl.constexpr = SOURCE[1]
+    BK: tl.constexpr = SOURCE[2]
+    KP: tl.constexpr = SOURCE[3]
+    STEP_Y: tl.constexpr = SOURCE[4]
+    STEP_X: tl.constexpr = SOURCE[5]
+    NX: tl.constexpr = SOURCE[6]
+    SLAB: tl.constexpr = SOURCE[7]
+    ROW_CHANNELS: tl.constexpr = SOURCE[8]
+    WORDS: tl.constexpr = SOURCE[9]
+    SEGMENTS_X: tl.constexpr = len(FIRST_X)
     kk = tl.arange(0, BK)
     b_rows = weights + (first_n + tl.arange(0, BN))[None, :].to(tl.int64) * KP + kk[:, None]
-    a_rows = x + corner[:, None].to(tl.int64) * PITCH
+    rows = tl.arange(0, BM)
+    a_rows = x + tl.load(corners + rows)[:, None].to(tl.int64) * PITCH
     first_y = pick(FIRST_Y, segment // SEGMENTS_X)
     first_x = pick(FIRST_X, segment % SEGMENTS_X)
     for phase in range(lo, hi):
@@ -58,12 +69,12 @@ def accumulate(
             word_set = tl.where(phase == j, PHASES[j][5], word_set)
         jy0, ny = tap_range(first_y, STEP_Y, oy, kh)
         a_phase = a_rows + tl.cast(phase, tl.int64) * copy_stride
-        w_words = words + tl.cast(word_set * WORDS, tl.int64) * entries + entry
+        w_words = words + tl.cast(word_set * WORDS, tl.int64) * entries + rows
         bits = tl.load(w_words)[:, None]
         if ROW_CHANNELS > 0:
             column = kk // ROW_CHANNELS
-            in_row = ((column < NX) & (kk % ROW_CHANNELS < C))[None, :]
-            a_ptrs = a_phase + (column * tap_x + kk % ROW_CHANNELS)[None, :]
+            in_row = (column < NX)[None, :]
+            a_ptrs = a_phase + (column * tap_x * PITCH + kk % ROW_CHANNELS)[None, :]
             for i in tl.range(0, ny, num_stages=STAGES):
                 bit = ((jy0 + i) * NX + column)[None, :]
                 if WORDS > 1:
@@ -71,7 +82,7 @@ def accumulate(
                     read = (tl.load(word, mask=in_row, other=0) >> (bit % WORD_BITS)) & 1
                 else:
                     read = (bits >> bit) & 1
-                a = tl.load(a_ptrs + (jy0 + i) * tap_y, mask=(read != 0) & in_row, other=0.0)
+                a = tl.load(a_ptrs + (jy0 + i) * tap_y * PITCH, mask=(read != 0) & in_row, other=0.0)
                 b = tl.load(b_rows + tl.cast(w0 + segment * SLAB + jy0 + i, tl.int64) * (NP * KP))
                 acc = tl.dot(a, b, acc, input_precision=PRECISION)
         else:
@@ -93,13 +104,14 @@ def accumulate(
                     read = ((bits >> bit) & 1) != 0
                 if C % BK != 0:
                     read = read & (k0 + kk < C)[None, :]
-                a = tl.load(a_ptrs + ((jy0 + jy) * tap_y + (jx0 + jx) * tap_x + k0), mask=read, other=0.0)
+                a = tl.load(a_ptrs + (((jy0 + jy) * tap_y + (jx0 + jx) * tap_x) * PITCH + k0), mask=read, other=0.0)
                 w_tap = w_first + jy * (STEP_Y * kw) + jx * STEP_X
                 b = tl.load(b_rows + (tl.cast(w_tap, tl.int64) * (NP * KP) + k0))
                 acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if RATIOS > 0:
             this = tl.minimum(phase, RATIOS - 1)
             after = tl.minimum(phase + 1, RATIOS - 1)
+            pixel = tl.load(pixels + rows)  # again, for the sake of registers in the loop
             row = pixel >= 0
             scale = tl.load(ratio + tl.cast(this, tl.int64) * P + pixel, mask=row, other=0.0)
             below = tl.load(ratio + tl.cast(after, tl.int64) * P + pixel, mask=row, other=1.0)
@@ -109,17 +121,17 @@ def accumulate(
 
 @triton.jit
 def gather_matmul(
-    x0, x1, weights0, weights1, ints, words, limits, ratio, bias, scales, out,
+    x0, x1, weights0, weights1, ints, words, limits, ratio, bias, out,
     entries, capacity, P, copy_stride, tap_y0, tap_x0, tap_y1, tap_x1,
-    SOURCE0: tl.constexpr, SOURCE1: tl.constexpr, WORDS0: tl.constexpr,
+    SOURCE0: tl.constexpr, PHASES0: tl.constexpr, SOURCE1: tl.constexpr, PHASES1: tl.constexpr,
+    FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, WORDS0: tl.constexpr,
     NOUT: tl.constexpr, NP: tl.constexpr, RATIOS: tl.constexpr, PLAIN_PHASE: tl.constexpr,
-    MIXED_PHASES: tl.constexpr, BIASES: tl.constexpr, HAS_SCALES: tl.constexpr,
+    MIXED_PHASES: tl.constexpr, HAS_BIAS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[pixel, :NOUT] = ratio * (sum over sources and taps) + bias; 0 for dead pixels.
 
-    SOURCE0, SOURCE1: the constants of `accumulate` from C on, up to WORDS; SOURCE1 = () if there is one
-    source. BIASES: row of `bias` and `scales` for each branch.
+    SOURCE1 = () if there is one source.
     """
     segment = tl.program_id(1)
     n_blocks: tl.constexpr = NP // BN
@@ -129,36 +141,27 @@ def gather_matmul(
     live_end = tl.load(limits + segment * 3 + 1)
     if start >= tl.load(limits + segment * 3 + 2):
         return
-    entry = segment.to(tl.int64) * capacity + start + tl.arange(0, BM)
-    pixel = tl.load(ints + entry)
+    first = segment.to(tl.int64) * capacity + start
+    pixels = ints + first
     mixed = start < mixed_end
     live = start < live_end
     lo = tl.where(mixed, 0, PLAIN_PHASE)
     hi = tl.where(mixed, MIXED_PHASES, tl.where(live, PLAIN_PHASE + 1, PLAIN_PHASE))
-    S0: tl.constexpr = SOURCE0
     acc = tl.zeros([BM, BN], tl.float32)
     acc = accumulate(
-        acc, x0, weights0, words, tl.load(ints + entries + entry), entry, entries, segment, first_n, lo, hi,
-        copy_stride, tap_y0, tap_x0, ratio, pixel, P,
-        S0[0], S0[1], S0[2], S0[3], NP, S0[4], S0[5], S0[6], S0[7], S0[8], S0[9], S0[10], S0[11], S0[12],
-        RATIOS if len(SOURCE1) == 0 else 0, S0[13], BN, STAGES, PRECISION,
+        acc, x0, weights0, words + first, pixels + entries, pixels, entries, segment, first_n, lo, hi,
+        copy_stride, tap_y0, tap_x0, ratio, P,
+        SOURCE0, PHASES0, FIRST_Y, FIRST_X, NP, RATIOS if len(SOURCE1) == 0 else 0, BM, BN, STAGES, PRECISION,
     )  # fmt: skip
     if len(SOURCE1) > 0:
-        S1: tl.constexpr = SOURCE1
         acc = accumulate(
-            acc, x1, weights1, words + WORDS0 * entries, tl.load(ints + 2 * entries + entry), entry, entries,
-            segment, first_n, lo, hi, copy_stride, tap_y1, tap_x1, ratio, pixel, P,
-            S1[0], S1[1], S1[2], S1[3], NP, S1[4], S1[5], S1[6], S1[7], S1[8], S1[9], S1[10], S1[11], S1[12],
-            RATIOS, S1[13], BN, STAGES, PRECISION,
+            acc, x1, weights1, words + WORDS0 * entries + first, pixels + 2 * entries, pixels, entries, segment,
+            first_n, lo, hi, copy_stride, tap_y1, tap_x1, ratio, P,
+            SOURCE1, PHASES1, FIRST_Y, FIRST_X, NP, RATIOS, BM, BN, STAGES, PRECISION,
         )  # fmt: skip
     n = first_n + tl.arange(0, BN)
-    if len(BIASES) > 0 and live:
-        beta = tl.zeros([BN], tl.float32)
-        for b in tl.static_range(len(BIASES)):
-            value = tl.load(bias + BIASES[b] * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
-            if HAS_SCALES:
-                value *= tl.load(scales + BIASES[b] * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
-            beta += value
-        acc += beta[None, :]
+    if HAS_BIAS and live:
+        acc += tl.load(bias + n, mask=n < NOUT, other=0.0).to(tl.float32)[None, :]
+    pixel = tl.load(pixels + tl.arange(0, BM))
     rows = out + pixel[:, None].to(tl.int64) * NOUT + n[None, :]
     tl.store(rows, acc.to(out.dtype.element_ty), mask=(pixel >= 0)[:, None] & (n < NOUT)[None, :])

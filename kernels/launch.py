@@ -120,6 +120,18 @@ def row_list(
     return result
 
 
+def fold_bias(biases: list[Tensor], scales: Tensor) -> Tensor | None:
+    """Sum of scales * biases [C_out] in float32, both in the order of the branches; None without biases."""
+    if not biases:
+        return None
+    n_out = scales.shape[1]
+    total = torch.empty(n_out, dtype=torch.float32, device=scales.device)
+    weights.fold_bias[(-(-n_out // 256),)](
+        torch.stack(biases), scales, total, NOUT=n_out, BRANCHES=len(biases), BLOCK=256
+    )
+    return total
+
+
 class Packed(NamedTuple):
     """Weights laid out for gather.gather_matmul, with the constants that go with them."""
 
@@ -171,7 +183,10 @@ def _tuples(phases: tuple[Phase, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, phases))
 
 
-def _source_constants(source: Source, taps: Taps, packed: Packed) -> tuple[Any, ...]:
+def source_constants(
+    source: Source, taps: Taps, packed: Packed
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """SOURCE and PHASES of gather.accumulate."""
     phases = _tuples(taps.phases)
     slab = taps.slab
     if packed.row_channels:  # a slot is a row of taps
@@ -179,32 +194,34 @@ def _source_constants(source: Source, taps: Taps, packed: Packed) -> tuple[Any, 
         phases = tuple((*p[:4], i * per_phase, *p[5:]) for i, p in enumerate(phases))
         shared = taps.slab == 0 and len(taps.y.first) * len(taps.x.first) == 1
         slab = 0 if shared else per_phase * len(phases)
-    return (
-        source.channels, source.pitch, packed.bk, packed.kp, phases, taps.y.first, taps.x.first,
-        taps.y.step, taps.x.step, len(taps.x.first), taps.x.count, slab, packed.row_channels, taps.words,
+    constants = (
+        source.channels, source.pitch, packed.bk, packed.kp, taps.y.step, taps.x.step, taps.x.count, slab,
+        packed.row_channels, taps.words,
     )  # fmt: skip
+    return constants, phases
 
 
 def matmul(
     row: RowList, sources: list[tuple[Source, Taps, Packed]], out: Tensor, n_out: int, blocks: tuning.Blocks, *,
     plain_phase: int, mixed_phases: int, ratio: Tensor | None = None, pixels: int = 0, bias: Tensor | None = None,
-    scales: Tensor | None = None, bias_rows: tuple[int, ...] = (),
 ) -> None:  # fmt: skip
     """out [pixels, n_out] (channels-last storage) of the gathered taps times the packed weights."""
     np_ = rounded(n_out, blocks.n)
     grid = (row.capacity // blocks.m * (np_ // blocks.n), row.segments)
     steps = [
-        (source.sign * taps.y.jump * source.width * source.pitch, source.sign * taps.x.jump * source.pitch)
+        (source.sign * taps.y.jump * source.width, source.sign * taps.x.jump)
         for source, taps, _ in sources
     ]
     first, second = sources[0], sources[-1]
+    source0, phases0 = source_constants(*first)
+    source1, phases1 = source_constants(*second) if len(sources) > 1 else ((), ())
     gather.gather_matmul[grid](
         first[0].data, second[0].data, first[2].data, second[2].data, row.ints, row.words, row.limits,
-        out if ratio is None else ratio, out if bias is None else bias, out if scales is None else scales, out,
+        out if ratio is None else ratio, out if bias is None else bias, out,
         row.entries, row.capacity, pixels, first[0].copy_stride, *steps[0], *steps[-1],
-        SOURCE0=_source_constants(*first), SOURCE1=_source_constants(*second) if len(sources) > 1 else (),
-        WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
-        PLAIN_PHASE=plain_phase, MIXED_PHASES=mixed_phases, BIASES=bias_rows, HAS_SCALES=scales is not None,
+        SOURCE0=source0, PHASES0=phases0, SOURCE1=source1, PHASES1=phases1,
+        FIRST_Y=first[1].y.first, FIRST_X=first[1].x.first, WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
+        PLAIN_PHASE=plain_phase, MIXED_PHASES=mixed_phases, HAS_BIAS=bias is not None,
         BM=blocks.m, BN=blocks.n, STAGES=blocks.stages, PRECISION=precision(out.dtype),
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
@@ -279,7 +296,7 @@ def weight_partials(
     )
     wgrad.tap_matmul[(tiles, splits * row.segments)](
         source.data, grad.copies, row.ints, row.words, row.limits, data, row.entries, row.capacity,
-        pixels * grad.pitch, taps.y.jump * source.width * source.pitch, taps.x.jump * source.pitch,
+        pixels * grad.pitch, taps.y.jump * source.width, taps.x.jump,
         C=source.channels, PITCH=source.pitch, CP=cp, NOUT=c_out, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
         SLOTS=slots, NX=taps.x.count, ROW_CHANNELS=few, SOURCE=index, WORDS=taps.words, WORD0=word0,
         SEGMENTS=row.segments, SPLITS=splits, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,

@@ -57,8 +57,8 @@ def msfef(
     """Forward of ``msfef``."""
     with launch.on(x.device):
         p = conv.problem(x, weights, stride, _padding(weights), [1, 1])
-        bias = torch.stack(biases) if biases else None
-        out, new_mask = conv.forward(x, mask, weights, bias, scales.contiguous(), p)
+        scales = scales.contiguous()
+        out, new_mask = conv.forward(x, mask, weights, launch.fold_bias(biases, scales), scales, p)
         return _like(out, x), new_mask
 
 

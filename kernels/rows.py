@@ -82,6 +82,22 @@ def count_classes(state, counts, segment, block, n_blocks):
 
 
 @triton.jit
+def window_bits(bits, HIGH: tl.constexpr, WIDE: tl.constexpr, FIRST: tl.constexpr, KW: tl.constexpr):
+    """Those of a window's `bits` (rows of KW) that belong to a HIGH x WIDE part of it, from bit FIRST on."""
+    window = bits * 0
+    for i in tl.static_range(HIGH):
+        window |= bits & (((1 << WIDE) - 1) << (FIRST + i * KW))
+    return window
+
+
+@triton.jit
+def store_ratio(to, count, SIZE: tl.constexpr, ok):
+    """Window size over valid entries; 0 where there are none."""
+    r = SIZE / tl.maximum(count, 1).to(tl.float32)
+    tl.store(to, tl.where(count > 0, r, 0.0), mask=ok)
+
+
+@triton.jit
 def forward_windows(
     mask, new_mask, ratio, natural_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, HO, WO, Q, n_blocks, pad_top, pad_left, mask_n, mask_h, mask_w,
@@ -117,31 +133,22 @@ def forward_windows(
         tl.store(entry_words + word * Q + j, bits)
         if WORDS == 1:
             for k in tl.static_range(NK):
-                kh: tl.constexpr = KERNELS[k][0]
-                kw: tl.constexpr = KERNELS[k][1]
-                window = tl.zeros([BLOCK], tl.int64)
-                for i in tl.static_range(kh):
-                    window |= bits & (((1 << kw) - 1) << ((KERNELS[k][2] + i) * KW + KERNELS[k][3]))
-                count = popcount(window)
-                r = tl.where(count > 0, kh * kw / tl.maximum(count, 1).to(tl.float32), 0.0)
-                tl.store(ratio + k * P + j, r, mask=ok)
+                count = popcount(window_bits(bits, KERNELS[k][0], KERNELS[k][1], KERNELS[k][2] * KW + KERNELS[k][3], KW))
+                whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
+                store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
                 if k == 0:
                     first = count
-                whole = whole & (count == kh * kw)
     if WORDS > 1:
         for k in tl.static_range(NK):
-            kh: tl.constexpr = KERNELS[k][0]
-            kw: tl.constexpr = KERNELS[k][1]
             count = tl.zeros([BLOCK], tl.int32)
-            for t in range(0, kh * kw):
-                iy = y0 + (KERNELS[k][2] + t // kw) * DH
-                ix = x0 + (KERNELS[k][3] + t % kw) * DW
+            for t in range(0, KERNELS[k][0] * KERNELS[k][1]):
+                iy = y0 + (KERNELS[k][2] + t // KERNELS[k][1]) * DH
+                ix = x0 + (KERNELS[k][3] + t % KERNELS[k][1]) * DW
                 count += valid_at(mask, n, iy, ix, H, W, mask_n, mask_h, mask_w, ok, HAS_MASK).to(tl.int32)
-            r = tl.where(count > 0, kh * kw / tl.maximum(count, 1).to(tl.float32), 0.0)
-            tl.store(ratio + k * P + j, r, mask=ok)
+            whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
+            store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
             if k == 0:
                 first = count
-            whole = whole & (count == kh * kw)
     live = first > 0
     tl.store(new_mask + j, live.to(new_mask.dtype.element_ty), mask=ok)
     if NK == 1:
@@ -349,10 +356,11 @@ def compact(
             tl.store(words + a * all_capacity + to, tl.load(entry_words + a * total + e), mask=mine)
         end = start + tl.cdiv(size, PAD) * PAD
         if block == 0:
-            to = start + size + fill
+            filler = start + size + fill
             for a in tl.static_range(INTS):
-                tl.store(ints + a * all_capacity + to, tl.full([PAD], -1 if a == 0 else 0, tl.int32), mask=to < end)
+                nothing = tl.full([PAD], -1 if a == 0 else 0, tl.int32)
+                tl.store(ints + a * all_capacity + filler, nothing, mask=filler < end)
             for a in tl.static_range(WORDS):
-                tl.store(words + a * all_capacity + to, tl.zeros([PAD], tl.int64), mask=to < end)
+                tl.store(words + a * all_capacity + filler, tl.zeros([PAD], tl.int64), mask=filler < end)
             tl.store(limits + segment * 3 + c, end - segment * capacity)
         start = end

@@ -129,7 +129,6 @@ def forward(
     launch.matmul(
         row, [(conv.features(x_low), low_taps, packed_low), (conv.features(skip), skip_taps, packed_skip)],
         out, p.c_out, blocks, plain_phase=0, mixed_phases=0, ratio=window.ratio, pixels=p.pixels, bias=bias,
-        bias_rows=() if bias is None else (0,),
     )  # fmt: skip
     return out, new_mask
 

@@ -24,17 +24,26 @@ def folded(
     """
     value = tl.zeros(ok.shape, tl.float32)
     for b in tl.static_range(len(KERNELS)):
-        kh: tl.constexpr = KERNELS[b][0]
-        kw: tl.constexpr = KERNELS[b][1]
         ty = window_y - KERNELS[b][2]
         tx = window_x - KERNELS[b][3]
-        mine = ok & (ty >= 0) & (ty < kh) & (tx >= 0) & (tx < kw) & (b >= branch_lo) & (b < branch_hi)
-        at = (w_out * stride_out + w_in).to(tl.int64) * (kh * kw) + (ty * kw + tx)
+        mine = ok & (ty >= 0) & (ty < KERNELS[b][0]) & (tx >= 0) & (tx < KERNELS[b][1]) & (b >= branch_lo) & (b < branch_hi)
+        at = (w_out * stride_out + w_in).to(tl.int64) * (KERNELS[b][0] * KERNELS[b][1]) + (ty * KERNELS[b][1] + tx)
         w = tl.load(weights + KERNELS[b][5] + at, mask=mine, other=0.0).to(tl.float32)
         if HAS_SCALES:
             w *= tl.load(scales + KERNELS[b][4] * NOUT + w_out, mask=w_out < NOUT, other=0.0).to(tl.float32)
         value += w
     return value
+
+
+@triton.jit
+def fold_bias(biases, scales, total, NOUT: tl.constexpr, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
+    """total [NOUT] float32: sum over branches of scales * biases, both [BRANCHES, NOUT]."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.zeros([BLOCK], tl.float32)
+    for b in tl.static_range(BRANCHES):
+        bias = tl.load(biases + b * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
+        value += bias * tl.load(scales + b * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
+    tl.store(total + n, value, mask=n < NOUT)
 
 
 @triton.jit

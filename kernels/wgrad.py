@@ -59,17 +59,19 @@ def tap_matmul(
     if TAPS > 1:
         tap = tap + m // BC
     c = tl.program_id(0) // NB % CB * BC + m % BC
-    jy = oy + tap // kw
-    jx = ox + tap % kw
     mine = (tap < kh * kw) & (c < CP)
     if ROW_CHANNELS > 0:
+        jy = oy + tap  # kw is 1
         column = c // ROW_CHANNELS
         bit = jy * NX + column
-        away = jy * tap_y + column * tap_x + c % ROW_CHANNELS
-        read = mine & (column < NX) & (c % ROW_CHANNELS < C)
+        away = (jy * tap_y + column * tap_x) * PITCH + c % ROW_CHANNELS
+        away = tl.max_contiguous(tl.multiple_of(away, ROW_CHANNELS), ROW_CHANNELS)
+        read = mine & (column < NX)
     else:
+        jy = oy + tap // kw
+        jx = ox + tap % kw
         bit = jy * NX + jx
-        away = jy * tap_y + jx * tap_x + c
+        away = (jy * tap_y + jx * tap_x) * PITCH + c
         read = mine & (c < C)
     end = tl.load(limits + segment * 3 + 1 - only_mixed)
     blocks = end // BP
@@ -87,19 +89,22 @@ def tap_matmul(
     rows = tl.arange(0, BP)
     acc = tl.zeros([BM, BN], tl.float32)
     for i in tl.range(lo, hi, num_stages=STAGES):
-        j = i * BP + rows
-        pixel = tl.load(pixel_of + j)
-        corner = tl.load(corner_of + j)
+        at = i * BP + rows
+        pixel = tl.load(pixel_of + at)
+        corner = tl.load(corner_of + at)
         if UNIFORM:
-            bits = tl.load(words_of + j + tl.cast(bit // WORD_BITS, tl.int64) * entries)[:, None] >> (bit % WORD_BITS)
+            bits = tl.load(words_of + at + tl.cast(bit // WORD_BITS, tl.int64) * entries)[:, None]
+            bits = bits >> (bit % WORD_BITS)
         elif WORDS == 1:
-            bits = tl.load(words_of + j)[:, None] >> bit[None, :]
+            bits = tl.load(words_of + at)[:, None] >> bit[None, :]
         else:
-            word = words_of + j[:, None] + (bit // WORD_BITS)[None, :].to(tl.int64) * entries
+            word = words_of + at[:, None] + (bit // WORD_BITS)[None, :].to(tl.int64) * entries
             bits = tl.load(word, mask=read[None, :], other=0) >> (bit % WORD_BITS)[None, :]
         valid = (bits & 1) != 0
         if not ALL_READ:
             valid = valid & read[None, :]
+        if ROW_CHANNELS > 0:
+            valid = tl.max_constancy(valid, [1, ROW_CHANNELS])
         a = tl.load(x_columns + corner[:, None].to(tl.int64) * PITCH, mask=valid, other=0.0)
         ok = (pixel >= 0)[:, None]
         if GRAD_PITCH % BN != 0:
