@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -108,34 +109,33 @@ def naive(problem: Problem, multi_channel: bool, compiled: bool = False) -> Form
 
     def mask_of(x: Tensor, mask: Tensor | None) -> Tensor:
         plane = x.new_ones(x.shape[0], 1, *x.shape[2:]) if mask is None else mask
-        return plane.expand_as(x).contiguous() if multi_channel else plane
+        return torch.empty_like(x).copy_(plane) if multi_channel else plane  # in the layout of x
 
     masks = [mask_of(x.detach(), m) for x, m in zip(problem.features, problem.masks, strict=True)]
     ones = [torch.ones_like(w if multi_channel else w[:1, :1], requires_grad=False) for w in weights]
     x, mask = problem.features[0], masks[0]
-
+    function: Callable[..., tuple[Tensor, Tensor]]
+    args: tuple[object, ...]
     if layer.operator == "msfef":
-        function = compiled_naive_msfef(layer) if compiled else naive_msfef
-        name = COMPILED if compiled else NAIVE_C if multi_channel else NAIVE_1
-        scales = problem.scales
-        assert scales is not None
-        return Form(
-            name, lambda: function(x, mask, weights, biases, scales, ones, layer.stride), problem.leaves
-        )
+        function, args = naive_msfef, (x, mask, weights, biases, problem.scales, ones, layer.stride)
+    elif layer.operator == "partial_conv2d":
+        function, args = naive_partial_conv2d, (x, mask, weights[0], biases[0], ones[0], layer.stride)
+    else:
+        function = naive_upcat_c if multi_channel else naive_upcat_1
+        args = (x, mask, problem.features[1], masks[1], weights[0], biases[0], ones[0])
     name = NAIVE_C if multi_channel else NAIVE_1
-    if layer.operator == "partial_conv2d":
-        conv_args = (x, mask, weights[0], biases[0], ones[0], layer.stride)
-        return Form(name, lambda: naive_partial_conv2d(*conv_args), problem.leaves)
-    upcat = naive_upcat_c if multi_channel else naive_upcat_1
-    upcat_args = (x, mask, problem.features[1], masks[1], weights[0], biases[0], ones[0])
-    return Form(name, lambda: upcat(*upcat_args), problem.leaves)
+    if compiled:
+        function, name = compile_for(layer, function), COMPILED
+    return Form(name, lambda: function(*args), problem.leaves)
 
 
 @lru_cache(maxsize=1)
-def compiled_naive_msfef(layer: Layer) -> Callable[..., tuple[Tensor, Tensor]]:
+def compile_for(
+    layer: Layer, function: Callable[..., tuple[Tensor, Tensor]]
+) -> Callable[..., tuple[Tensor, Tensor]]:
     """One compilation serves all masks of a layer; the reset keeps dynamo under its limit of them."""
     torch.compiler.reset()
-    return torch.compile(naive_msfef, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def plain(problem: Problem) -> Form:
@@ -152,3 +152,9 @@ def plain(problem: Problem) -> Form:
 
 def ours(problem: Problem, backend: str) -> Form:
     return Form(backend, lambda: call(pconv_ext, problem, backend=backend), problem.leaves)
+
+
+def rotating(forms: Sequence[Form]) -> Form:
+    """One form over several input sets in turn, so that no call finds its inputs in a cache."""
+    turn = itertools.cycle(forms)
+    return Form(forms[0].name, lambda: next(turn).run(), [leaf for form in forms for leaf in form.leaves])

@@ -81,11 +81,17 @@ class Problem:
         scales = [] if self.scales is None else [self.scales]
         return [t for t in [*self.features, *self.weights, *self.biases, *scales] if t.requires_grad]
 
-    def to(self, device: str, dtype: torch.dtype) -> Problem:
-        """The same values as fresh leaves; all but the photographs themselves require a gradient."""
+    def to(self, device: str, dtype: torch.dtype, channels_last: bool = False) -> Problem:
+        """The same values as fresh leaves; all but the photographs themselves require a gradient.
+
+        `channels_last` lays out features and weights so, otherwise they stay as they are.
+        """
 
         def leaf(t: Tensor, requires_grad: bool = True) -> Tensor:
-            return t.detach().to(device, dtype, copy=True).requires_grad_(requires_grad)
+            last = channels_last and t.dim() == 4
+            layout = torch.channels_last if last else torch.preserve_format
+            copy = t.detach().to(device, dtype, copy=True, memory_format=layout)
+            return copy.requires_grad_(requires_grad)
 
         return Problem(
             self.layer,
@@ -189,11 +195,12 @@ class Network:
     nonlinearity, as in table 2, so values stay near unit scale however deep the layer.
     """
 
-    def __init__(self, mask: str, batch: int, size: int) -> None:
+    def __init__(self, mask: str, batch: int, size: int, device: str) -> None:
         self._next = iter(LAYERS.values())
         self._inputs: dict[str, Problem] = {}
-        self._x = photographs(batch, size)
-        self._mask = make_mask(mask, batch, size)
+        self._x = photographs(batch, size).to(device)
+        plane = make_mask(mask, batch, size)
+        self._mask = None if plane is None else plane.to(device)
 
     def problem(self, name: str) -> Problem:
         while name not in self._inputs:
@@ -206,7 +213,7 @@ class Network:
         if layer.skip:
             source = self._inputs[layer.skip]
             features, masks = features + source.features[:1], masks + source.masks[:1]
-        problem = Problem(layer, features, masks, *parameters(layer))
+        problem = Problem(layer, features, masks, *parameters(layer, self._x.device))
         self._inputs[layer.name] = problem
         out, self._mask = call(pconv_ext.reference, problem)
         dims = (0, 2, 3) if layer.skip or layer.name == "pconv8" else (2, 3)
@@ -214,13 +221,13 @@ class Network:
         self._x = F.leaky_relu(out, 0.2 if layer.skip else 0.0)
 
 
-def parameters(layer: Layer) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+def parameters(layer: Layer, device: torch.device) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """Weights (Kaiming), biases and scales of a layer, the same in every run."""
     generator = torch.Generator().manual_seed([*LAYERS].index(layer.name))
     c_in, c_out = sum(layer.in_channels), layer.out_channels
 
     def normal(*shape: int, std: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
+        return (torch.randn(shape, generator=generator) * std).to(device)
 
     weights = [normal(c_out, c_in, k, k, std=math.sqrt(2 / (c_in * k * k))) for k in layer.kernel_sizes]
     biases = [normal(c_out, std=0.1) for _ in layer.kernel_sizes]
@@ -230,8 +237,8 @@ def parameters(layer: Layer) -> tuple[list[Tensor], list[Tensor], Tensor | None]
 
 
 @lru_cache(maxsize=4)
-def network(mask: str, batch: int, size: int) -> Network:
-    return Network(mask, batch, size)
+def network(mask: str, batch: int, size: int, device: str = "cpu") -> Network:
+    return Network(mask, batch, size, device)
 
 
 def call(namespace: object, problem: Problem, **options: str) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file, 
 import harness
 import report
 from names import FORWARD
-from runner import BACKENDS, DTYPES, Case, Settings, machine, measure
+from runner import DEFAULTS, DTYPES, Case, Settings, machine, measure
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 SETTINGS = pytest.StashKey[Settings]()
@@ -27,21 +28,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     level = group.addoption
     level("--quick", action="store_true", help="under 90 seconds: fewer layers and rounds, no torch.compile")
     level("--full", action="store_true", help="all masks for all operators, and the sweeps")
-    level("--device", choices=sorted(BACKENDS), default="cpu")
-    level("--dtype", choices=sorted(DTYPES), default="float32")
-    level("--batch", type=int, default=4)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    level("--device", choices=sorted(DEFAULTS), default=here, help="the GPU where there is one")
+    level("--dtype", choices=sorted(DTYPES), help="float32 on a CPU, bfloat16 on a GPU")
+    level("--batch", type=int, help="4 on a CPU, 32 on a GPU")
     level("--results", type=Path, default=Path(__file__).parent / "results" / "latest.json", metavar="PATH")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("quick") and config.getoption("full"):
         raise pytest.UsageError("--quick and --full exclude each other")
-    options = {name: config.getoption(name) for name in ("device", "dtype", "batch")}
+    settings = DEFAULTS[config.getoption("device")]
     if config.getoption("quick"):
-        options |= {"min_rounds": 3, "max_rounds": 15, "seconds": 1.0}
-    if options["device"] == "cuda":
-        options |= {"max_rounds": 100}
-    config.stash[RECORDS], config.stash[SETTINGS] = [], Settings(**options)
+        settings = replace(settings, min_rounds=3, max_rounds=15, seconds=1.0)
+    given = {name: config.getoption(name) for name in ("dtype", "batch")}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    config.stash[RECORDS], config.stash[SETTINGS] = [], settings
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -49,9 +49,10 @@ def spread(record: Record, ours: str) -> float:
     return (high - low) / median
 
 
-def peak_mb(record: Record, form: str) -> float:
-    """Peak memory above inputs and parameters, without the tensors as large as the weights."""
-    return record["forms"][form]["peak_mb"]["other"]
+def peak_mb(record: Record, form: str) -> float | None:
+    """Peak memory above inputs and parameters without tensors as large as the weights; None if not taken."""
+    peak = record["forms"].get(form, {}).get("peak_mb")
+    return peak["other"] if peak else None
 
 
 def rows(records: list[Record]) -> list[tuple[Record, str]]:
@@ -73,7 +74,8 @@ def text_table(records: list[Record]) -> list[str]:
             value = ratio(record, form, ours)
             line += f"{'-' if value is None else f'{value:.2f}':>12}"
         line += f"{ratio(record, ours, PLAIN) or 0:>9.2f}{spread(record, ours):>8.0%}   "
-        lines.append(line + ", ".join(f"{peak_mb(record, form):.1f}" for form in (ours, NAIVE_C, NAIVE_1)))
+        peaks = [peak_mb(record, form) for form in (ours, NAIVE_C, NAIVE_1)]
+        lines.append(line + ", ".join("-" if peak is None else f"{peak:.1f}" for peak in peaks))
         if (ratio(record, NAIVE_1, ours) or 1) < 1:
             slower.append(f"{case} ({ours})")
     lines.append("spread: quartile range of the last ratio; MB: peak without weight-sized tensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,24 +14,29 @@ from typing import Any
 
 import baselines
 import harness
+import hybrid
 import torch
 from cases import IMAGE_SIZE, LAYERS, Problem, make_mask, network
 from names import COMPILED, FORWARD
 
 import pconv_ext
 
-BACKENDS = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}  # in the order of "auto"
+BACKENDS = {"cpu": ["cpu"], "cuda": ["triton", "cuda"]}  # in the order of "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured once. `batch` 0 is the run's own; `sweep` names the axis along which it is plotted."""
+    """What is measured once. `batch` 0 is the run's own; `sweep` names the axis along which it is plotted.
+
+    `compiled` adds the form under torch.compile, and without `memory` peaks are left out; both take time.
+    """
 
     layer: str
     mask: str
     direction: str
     compiled: bool = False
+    memory: bool = True
     batch: int = 0
     size: int = IMAGE_SIZE
     sweep: str = ""
@@ -43,14 +49,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run measures: where, on what, and for how long each case."""
+    """How a run measures: where, on what, and for how long each case.
+
+    With `go_on` a form that fails or is wrong is left out and named in the record instead of ending its case.
+    """
 
     device: str = "cpu"
     dtype: str = "float32"
     batch: int = 4
+    channels_last: bool = False
     min_rounds: int = 5
     max_rounds: int = 25
     seconds: float = 2.5
+    go_on: bool = False
+
+
+#: A GPU is filled by batches of 32, and cuDNN's fast kernels want channels-last.
+DEFAULTS = {
+    "cpu": Settings(),
+    "cuda": Settings("cuda", "bfloat16", 32, channels_last=True, max_rounds=100),
+}
 
 
 @dataclass
@@ -70,44 +88,64 @@ def our_backends(device: str) -> list[str]:
     return [name for name in BACKENDS[device] if available[name][0]] or ["reference"]
 
 
-def build_problem(case: Case, batch: int) -> Problem:
+def build_problem(case: Case, batch: int, device: str) -> Problem:
     """The layer's inputs and the mask that reached it; "quarter" is a hole in the layer's own input."""
     if case.mask != "quarter":
-        return network(case.mask, batch, case.size).problem(case.layer)
-    problem = network("none", batch, case.size).problem(case.layer)
+        return network(case.mask, batch, case.size, device).problem(case.layer)
+    problem = network("none", batch, case.size, device).problem(case.layer)
     return replace(problem, masks=[make_mask("quarter", batch, x.shape[-1]) for x in problem.features])
+
+
+def forms_of(problem: Problem, case: Case, device: str) -> list[baselines.Form]:
+    """Ours first, the plain convolution last."""
+    forms = [baselines.ours(problem, backend) for backend in our_backends(device)]
+    forms += [baselines.naive(problem, multi_channel=True), baselines.naive(problem, multi_channel=False)]
+    if case.compiled:
+        forms.append(baselines.naive(problem, multi_channel=False, compiled=True))
+    if device == "cuda":
+        forms.append(hybrid.hybrid(problem))
+    return [*forms, baselines.plain(problem)]
 
 
 @lru_cache(maxsize=1)
 def prepare(case: Case, settings: Settings) -> Prepared:
     """What both directions of a case share, the check included; so pass it without its direction."""
-    problem = build_problem(case, case.batch or settings.batch).to(settings.device, DTYPES[settings.dtype])
-    forms = [baselines.ours(problem, backend) for backend in our_backends(settings.device)]
-    forms += [baselines.naive(problem, multi_channel=True), baselines.naive(problem, multi_channel=False)]
-    if case.compiled:
-        forms.append(baselines.naive(problem, multi_channel=False, compiled=True))
+    device, dtype, last = settings.device, DTYPES[settings.dtype], settings.channels_last
+    problem = build_problem(case, case.batch or settings.batch, device).to(device, dtype, last)
     expected = harness.truth(problem)
     errors, missing = {}, {}
-    for form in list(forms):
-        try:
-            errors[form.name] = harness.check(form, problem, expected)
-        except RuntimeError as error:
-            if form.name != COMPILED:
-                raise
-            missing[form.name] = str(error).strip().splitlines()[0]  # say, no C++ compiler
-            forms.remove(form)
-    return Prepared(problem, expected, [*forms, baselines.plain(problem)], errors, missing)
+    with harness.cudnn_search():
+        for form in forms_of(problem, case, device)[:-1]:
+            try:
+                errors[form.name] = harness.check(form, problem, expected)
+            except Exception as error:
+                uncompiled = form.name == COMPILED and isinstance(error, RuntimeError)  # say, no C++ compiler
+                if not (uncompiled or settings.go_on):
+                    raise
+                missing[form.name] = str(error).strip().partition("\n")[0] or repr(error)
+                form.clear_gradients()
+    problems = [problem, *(problem.to(device, dtype, last) for _ in range(harness.input_sets(problem) - 1))]
+    copies = zip(*(forms_of(p, case, device) for p in problems), strict=True)
+    forms = [baselines.rotating(same) for same in copies if same[0].name not in missing]
+    return Prepared(problem, expected, forms, errors, missing)
 
 
 def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
     """The case's record, as it goes into `extra_info` and the JSON file."""
     prepared = prepare(replace(case, direction=""), settings)
-    problem, forms = prepared.problem, prepared.forms
+    problem, forms, device = prepared.problem, prepared.forms, settings.device
     grad_out = None if case.direction == FORWARD else prepared.expected.grad_out
-    samples = harness.interleaved(
-        forms, grad_out, settings.device, settings.min_rounds, settings.max_rounds, settings.seconds
-    )
-    memory = {form.name: harness.peak_memory(form, problem, grad_out, settings.device) for form in forms}
+    memory, issuing = {}, {}
+    with harness.cudnn_search():
+        samples = harness.interleaved(
+            forms, grad_out, device, settings.min_rounds, settings.max_rounds, settings.seconds
+        )
+        for form in forms:
+            if case.memory:
+                memory[form.name] = harness.peak_memory(form, problem, grad_out, device)
+            if device == "cuda":
+                issuing[form.name] = round(harness.host_ms(form, grad_out), 4)
+                form.clear_gradients()
     planes = [1.0 if m is None else m.float().mean().item() for m in problem.masks]
     record = {
         "operator": LAYERS[case.layer].operator,
@@ -120,12 +158,13 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
         "resolution": case.size,
         "dtype": settings.dtype,
         "shapes": [list(x.shape) for x in problem.features],
-        "ours": [form.name for form in forms if form.name in our_backends(settings.device)],
+        "ours": [form.name for form in forms if form.name in our_backends(device)],
         "forms": {
             name: {
                 "samples_ms": [round(ms, 4) for ms in samples[name]],
-                "peak_mb": memory[name],
+                "peak_mb": memory.get(name),
                 "error": prepared.errors.get(name),
+                **({"host_ms": issuing[name]} if name in issuing else {}),
             }
             for name in samples
         },
@@ -136,8 +175,8 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
 
 def machine(device: str) -> dict[str, Any]:
     """Versions, processor or GPU, threads and commit; nothing that names the machine itself."""
-    return {
-        "pconv_ext": _version(),
+    result: dict[str, Any] = {
+        "pconv_ext": _version("pconv_ext"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
@@ -148,13 +187,20 @@ def machine(device: str) -> dict[str, Any]:
         "commit": _commit(),
         "backends": {name: reason or "available" for name, (_, reason) in pconv_ext.backends().items()},
     }
+    if device == "cuda":
+        result |= {
+            "triton": _version("triton"),
+            "cudnn": torch.backends.cudnn.version(),
+            "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,
+        }
+    return result
 
 
-def _version() -> str:
+def _version(package: str) -> str:
     try:
-        return importlib.metadata.version("pconv_ext")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "checkout, not installed"
+        return "not installed"
 
 
 def _processor() -> str:
@@ -166,9 +212,10 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    """Of the checkout; where that has no history, what the variable COMMIT says."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("COMMIT", "unknown")
     return done.stdout.strip()

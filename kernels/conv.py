@@ -83,7 +83,7 @@ def windows(
             plane.data, stored, ratio, natural, state, ints, words, counts,
             p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
             KERNELS=tuple(part[:4] for part in p.parts), SH=p.stride[0], SW=p.stride[1],
-            DH=p.dilation[0], DW=p.dilation[1], HAS_MASK=plane.given, WORDS=taps.words, BLOCK=block,
+            DH=p.dilation[0], DW=p.dilation[1], MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
     row = launch.row_list(device, p.pixels, 1, 2, taps.words, pad, fill)
@@ -184,7 +184,7 @@ def adjoint_rows(
             p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
             JUMP_Y=taps.y.jump, JUMP_X=taps.x.jump, KH=last.kh, KW=last.kw, NY=taps.y.count, NX=taps.x.count,
-            REACH=reach, SH=sh, SW=sw, DH=p.dilation[0], DW=p.dilation[1], HAS_MASK=plane.given,
+            REACH=reach, SH=sh, SW=sw, DH=p.dilation[0], DW=p.dilation[1], MASK=plane.kind,
             WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 

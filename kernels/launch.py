@@ -17,19 +17,23 @@ MAX_BLOCK_DEPTH = 64  # of tuning.wgrad_blocks: row lists for wgrad.tap_matmul a
 
 
 class Plane(NamedTuple):
-    """A mask as the kernels read it: bytes or floats [N, H, W], or nothing."""
+    """A mask as the kernels read it: integers [N, H, W], or nothing."""
 
     data: Tensor
     strides: tuple[int, int, int]
-    given: bool
+    kind: int  # MASK of rows.valid_at
 
     @classmethod
     def of(cls, mask: Tensor | None, like: Tensor) -> Plane:
         """The plane of `mask` [N or 1, 1, H, W]; `like` lends a pointer where there is none."""
         if mask is None:
-            return cls(like, (0, 0, 0), False)
-        data = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-        return cls(data, (0 if mask.shape[0] == 1 else mask.stride(0), mask.stride(2), mask.stride(3)), True)
+            return cls(like, (0, 0, 0), 0)
+        data = mask.view(_BITS[mask.element_size()])
+        strides = (0 if mask.shape[0] == 1 else mask.stride(0), mask.stride(2), mask.stride(3))
+        return cls(data, strides, 2 if mask.is_floating_point() else 1)
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Windows(NamedTuple):
@@ -161,7 +165,7 @@ def pack(
         slots = segments * len(taps.phases) * taps.y.count
         data = weight.new_empty(slots * np_ * kp)
         weights.pack_rows[(-(-np_ // 16), slots)](
-            weight, scales_arg, data, stride_out, slab_stride, np_, **common,
+            weight, scales_arg, data, stride_out, slab_stride, **common,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
             NY=taps.y.count, NX=taps.x.count, ROW_CHANNELS=few, NP=np_, KP=kp,
             ADJOINT=adjoint, HAS_SCALES=scales is not None, BR=16,
@@ -171,10 +175,10 @@ def pack(
     kp = rounded(summed, bk)
     data = weight.new_empty(slabs * taps.slots * np_ * kp)
     block_t = tuning.power_of_two(max(phase.kh * phase.kw for phase in taps.phases))
-    block_k = max(16, min(bk, 4096 // block_t))
+    block_k = max(16, min(bk, 2048 // block_t))
     weights.pack_taps[(np_, -(-kp // block_k), slabs * len(taps.phases))](
         weight, scales_arg, data, stride_out, slab_stride, **common, SLOTS=taps.slots, NP=np_, KP=kp,
-        ADJOINT=adjoint, HAS_SCALES=scales is not None, BT=block_t, BK=block_k,
+        ADJOINT=adjoint, HAS_SCALES=scales is not None, BT=block_t, BK=block_k, num_warps=8,
     )  # fmt: skip
     return Packed(data, bk, kp, 0)
 
@@ -275,7 +279,7 @@ def weight_partials(
     if not few or cp > 128:
         few, cp = 0, source.channels
     pixels = grad.copies.shape[1]
-    blocks = tuning.wgrad_blocks(cp, c_out, grad.copies.dtype, capability(grad.copies.device))
+    blocks = tuning.wgrad_blocks(taps.words, c_out, grad.copies.dtype, capability(grad.copies.device))
     block_c = min(max(tuning.power_of_two(cp), 16), blocks.m)
     per_tile = blocks.m // block_c
     phases: list[tuple[int, ...]] = []
@@ -323,7 +327,7 @@ def finish(
         NOUT=c_out, CIN=c_in, KH=part.kh, KW=part.kw, OY=part.oy, OX=part.ox, WINDOW_W=window_w,
         CORRECTION=partial.corrections[b], SLOTS=partial.slots, CP=partial.cp, GRAD_PITCH=pitch,
         ROW_CHANNELS=partial.row_channels, SCALE_ROW=part.row, HAS_SCALES=scales is not None, LOW=low,
-        SEGMENTS=segments, CUT_H=cut[0], CUT_W=cut[1], BO=32, BF=64,
+        SEGMENTS=segments, CUT_H=cut[0], CUT_W=cut[1], BO=32, BF=64, num_warps=8,
     )  # fmt: skip
 
 

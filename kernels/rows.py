@@ -65,12 +65,18 @@ def segment_pixel(
 
 
 @triton.jit
-def valid_at(mask, n, y, x, H, W, stride_n, stride_h, stride_w, inside, HAS_MASK: tl.constexpr):
-    """Whether (y, x) lies in the image and is no hole. Without a mask all of the image is valid."""
+def valid_at(mask, n, y, x, H, W, stride_n, stride_h, stride_w, inside, MASK: tl.constexpr):
+    """Whether (y, x) lies in the image and is no hole.
+
+    MASK: 0 all of the image is valid, 1 `mask` holds integers, 2 the bits of floats, whose sign says nothing.
+    """
     inside = inside & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    if HAS_MASK:
+    if MASK > 0:
         where = n.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
-        return tl.load(mask + where, mask=inside, other=0) != 0
+        value = tl.load(mask + where, mask=inside, other=0)
+        if MASK == 2:
+            value = value << 1
+        return value != 0
     return inside
 
 
@@ -102,7 +108,7 @@ def forward_windows(
     mask, new_mask, ratio, natural_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, HO, WO, Q, n_blocks, pad_top, pad_left, mask_n, mask_h, mask_w,
     KERNELS: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    HAS_MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Output pixels of a convolution with one or more kernels that share their centre.
 
@@ -127,7 +133,7 @@ def forward_windows(
         bits = tl.zeros([BLOCK], tl.int64)
         for t in range(word * WORD_BITS, min((word + 1) * WORD_BITS, KH * KW)):
             v = valid_at(
-                mask, n, y0 + (t // KW) * DH, x0 + (t % KW) * DW, H, W, mask_n, mask_h, mask_w, ok, HAS_MASK
+                mask, n, y0 + (t // KW) * DH, x0 + (t % KW) * DW, H, W, mask_n, mask_h, mask_w, ok, MASK
             )
             bits |= v.to(tl.int64) << (t - word * WORD_BITS)
         tl.store(entry_words + word * Q + j, bits)
@@ -144,13 +150,13 @@ def forward_windows(
             for t in range(0, KERNELS[k][0] * KERNELS[k][1]):
                 iy = y0 + (KERNELS[k][2] + t // KERNELS[k][1]) * DH
                 ix = x0 + (KERNELS[k][3] + t % KERNELS[k][1]) * DW
-                count += valid_at(mask, n, iy, ix, H, W, mask_n, mask_h, mask_w, ok, HAS_MASK).to(tl.int32)
+                count += valid_at(mask, n, iy, ix, H, W, mask_n, mask_h, mask_w, ok, MASK).to(tl.int32)
             whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
             store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
             if k == 0:
                 first = count
     live = first > 0
-    tl.store(new_mask + j, live.to(new_mask.dtype.element_ty), mask=ok)
+    tl.store(new_mask + j, live.to(tl.float32).to(new_mask.dtype.element_ty), mask=ok)
     if NK == 1:
         state = tl.where(live, PLAIN, DEAD)
     else:
@@ -171,7 +177,7 @@ def adjoint_windows(
     JUMP_Y: tl.constexpr, JUMP_X: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     NY: tl.constexpr, NX: tl.constexpr, REACH: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    HAS_MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Input pixels of a convolution: the output pixels whose windows hold them.
 
@@ -185,7 +191,7 @@ def adjoint_windows(
     segment = tl.program_id(1)
     i = block * BLOCK + tl.arange(0, BLOCK)
     n, y, x, ok = segment_pixel(i, segment, N, H, W, SH, SW, 0, 0)
-    inside = valid_at(mask, n, y, x, H, W, mask_n, mask_h, mask_w, ok, HAS_MASK)
+    inside = valid_at(mask, n, y, x, H, W, mask_n, mask_h, mask_w, ok, MASK)
     dy0 = pick(FIRST_Y, segment // SW)
     dx0 = pick(FIRST_X, segment % SW)
     oy0 = (y + pad_top - dy0 * DH) // SH  # exact in a segment
@@ -225,7 +231,7 @@ def upcat_windows(
     mask_low, mask_skip, new_mask, ratio, natural_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, LH, LW, Q, n_blocks, low_n, low_h, low_w, skip_n, skip_h, skip_w,
     C_LOW: tl.constexpr, C_SKIP: tl.constexpr, K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr,
-    HAS_LOW: tl.constexpr, HAS_SKIP: tl.constexpr,
+    LOW_MASK: tl.constexpr, SKIP_MASK: tl.constexpr,
     WORDS_LOW: tl.constexpr, WORDS_SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Output pixels of a decoder stage, by parity (and rows and columns that an odd size cuts).
@@ -253,7 +259,7 @@ def upcat_windows(
         for t in range(word * WORD_BITS, min((word + 1) * WORD_BITS, KM * KM)):
             ly = ly0 + t // KM
             lx = lx0 + t % KM
-            v = valid_at(mask_low, n, ly, lx, LH, LW, low_n, low_h, low_w, ok, HAS_LOW)
+            v = valid_at(mask_low, n, ly, lx, LH, LW, low_n, low_h, low_w, ok, LOW_MASK)
             bits |= v.to(tl.int64) << (t - word * WORD_BITS)
             # how much of the 2 x 2 pixels of the up-sampled map the window and the image hold
             rows = tl.minimum(tl.minimum(2 * ly + 2, y0 + K), H) - tl.maximum(2 * ly, y0)
@@ -264,7 +270,7 @@ def upcat_windows(
         bits = tl.zeros([BLOCK], tl.int64)
         for t in range(word * WORD_BITS, min((word + 1) * WORD_BITS, K * K)):
             v = valid_at(
-                mask_skip, n, y0 + t // K, x0 + t % K, H, W, skip_n, skip_h, skip_w, ok, HAS_SKIP
+                mask_skip, n, y0 + t // K, x0 + t % K, H, W, skip_n, skip_h, skip_w, ok, SKIP_MASK
             )
             bits |= v.to(tl.int64) << (t - word * WORD_BITS)
             skip += v.to(tl.int32)
@@ -274,7 +280,7 @@ def upcat_windows(
     r = tl.where(live, (C_LOW + C_SKIP) * K * K / tl.maximum(count, 1).to(tl.float32), 0.0)
     state = tl.where(live, PLAIN, DEAD)
     tl.store(ratio + p, r, mask=ok)
-    tl.store(new_mask + p, live.to(new_mask.dtype.element_ty), mask=ok)
+    tl.store(new_mask + p, live.to(tl.float32).to(new_mask.dtype.element_ty), mask=ok)
     tl.store(natural_state + p, state.to(tl.int8), mask=ok)
     state = tl.where(ok, state, OUTSIDE)
     tl.store(entry_state + e, state.to(tl.int8))
@@ -289,7 +295,7 @@ def low_adjoint_windows(
     mask_low, natural_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, LH, LW, Q, n_blocks, low_n, low_h, low_w,
     K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr,
-    HAS_LOW: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    LOW_MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Low-resolution pixels of a decoder stage: the (K + 1) x (K + 1) output pixels that read each of them.
 
@@ -300,7 +306,7 @@ def low_adjoint_windows(
     segment = tl.program_id(1)
     i = block * BLOCK + tl.arange(0, BLOCK)
     n, y, x, ok = segment_pixel(i, segment, N, LH, LW, 1, 1, CUT_H, CUT_W)
-    inside = valid_at(mask_low, n, y, x, LH, LW, low_n, low_h, low_w, ok, HAS_LOW)
+    inside = valid_at(mask_low, n, y, x, LH, LW, low_n, low_h, low_w, ok, LOW_MASK)
     oy0 = 2 * y - R
     ox0 = 2 * x - R
     e = segment * Q + i

@@ -36,25 +36,31 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int) ->
     n = min(max(power_of_two(n_out), 16), 128)
     if rows * n_out <= 128 * 128 * 96:  # too few tiles for the chip: smaller ones
         return Blocks(64, min(n, 64), k, 4, 4 if capability >= 90 else 3)
-    if n <= 32:
-        return Blocks(128, n, k, 4, 3)
-    if n == 64:
-        return Blocks(128, 64, k, 4, 3)
+    if n < 128:
+        return Blocks(128 if capability >= 90 else 64, n, k, 4, 3)
     return Blocks(128, 128, k, 8, 3)
 
 
-def wgrad_blocks(slot_channels: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
+def wgrad_blocks(words: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
     """Configuration of wgrad.tap_matmul: m covers channels (of several taps, where there are few), n gradients.
 
-    Two levels of loads feed the addresses' predicates, which costs two of the stages asked for.
+    Two levels of loads feed the addresses' predicates, which costs two of the stages asked for. Windows of
+    several `words` have bits for each tap, which fill the shared memory.
     """
+    if words > 1:
+        return Blocks(64, 32, 32, 4, 2)
     n = min(max(power_of_two(n_out), 16), 128)
     k = 32 if dtype == torch.float32 or capability < 90 else 64
-    if n <= 64:
-        return Blocks(128, n, k, 4, 5)
+    if n < 128:
+        return Blocks(128, n, k, 4 if capability >= 90 else 8, 5)
     return Blocks(128, 128, k, 8, 5)
 
 
 def channel_blocks(channels: int, dtype: torch.dtype) -> int:
-    """Channels of a K step of gather.gather_matmul: all of a few, else a full block."""
+    """Channels of a K step of gather.gather_matmul: all of a few, else a full block.
+
+    Numbers that are no multiple of eight are read element by element, which takes more registers.
+    """
+    if channels % 8:
+        return 16
     return min(max(power_of_two(channels), 16), 32 if dtype == torch.float32 else 64)

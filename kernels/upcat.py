@@ -84,7 +84,7 @@ def windows(
             low.data, side.data, stored, ratio, natural, state, ints, words, counts,
             p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *low.strides, *side.strides,
             C_LOW=p.c_low, C_SKIP=p.c_skip, K=p.k, CUT_H=cut_h, CUT_W=cut_w,
-            HAS_LOW=low.given, HAS_SKIP=side.given, WORDS_LOW=words_low, WORDS_SKIP=words_skip, BLOCK=block,
+            LOW_MASK=low.kind, SKIP_MASK=side.kind, WORDS_LOW=words_low, WORDS_SKIP=words_skip, BLOCK=block,
         )  # fmt: skip
 
     pixels = p.n * -(-p.h // 2) * -(-p.w // 2)
@@ -195,7 +195,7 @@ def low_adjoint(
         rows.low_adjoint_windows[grid](
             plane.data, window.state, state, ints, words, counts,
             p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *plane.strides,
-            K=p.k, CUT_H=cut_h, CUT_W=cut_w, HAS_LOW=plane.given, WORDS=taps.words, BLOCK=block,
+            K=p.k, CUT_H=cut_h, CUT_W=cut_w, LOW_MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
     row = launch.row_list(x_low.device, pixels, segments, 2, taps.words, blocks.m, fill)

@@ -96,7 +96,7 @@ def pack_taps(
 
 @triton.jit
 def pack_rows(
-    weights, scales, packed, stride_out, slab_stride, rows,
+    weights, scales, packed, stride_out, slab_stride,
     NOUT: tl.constexpr, CIN: tl.constexpr, KERNELS: tl.constexpr, PHASES: tl.constexpr,
     FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr,
     NY: tl.constexpr, NX: tl.constexpr, ROW_CHANNELS: tl.constexpr, NP: tl.constexpr, KP: tl.constexpr,
@@ -228,13 +228,18 @@ def finish(
     else:
         merged = ((OY + t // KW) * WINDOW_W + OX + t % KW) * CP + c
         own = (CORRECTION + t) * CP + c
+    LOW_W: tl.constexpr = (KW + 1) // 2
     total = tl.zeros([BF, BO], tl.float32)
     for part in range(parts):
         for segment in range(SEGMENTS):
             first = tl.cast(part * SEGMENTS + segment, tl.int64) * (SLOTS * CP)
             if LOW:
                 tap, inside = low_tap(t, segment, KH, CUT_H, CUT_W)
-                at = (first + tap * CP + c)[:, None] * GRAD_PITCH + o[None, :]
+                if ROW_CHANNELS > 0:
+                    slot = tap // LOW_W * CP + tap % LOW_W * ROW_CHANNELS
+                else:
+                    slot = tap * CP
+                at = (first + slot + c)[:, None] * GRAD_PITCH + o[None, :]
                 total += tl.load(partial + at, mask=ok & inside[:, None], other=0.0)
             else:
                 at = (first + merged)[:, None] * GRAD_PITCH + o[None, :]

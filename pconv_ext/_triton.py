@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import ops
 
@@ -84,19 +85,24 @@ def refusal(op: str, args: tuple[Any, ...]) -> str:
     return "" if INTERPRETED else _device_refusal(x.device.index)
 
 
+def _implementation(name: str) -> Any:
+    operator = getattr(ops, name.removesuffix("_backward"))
+    fake = operator.fake_backward if name.endswith("_backward") else operator.fake
+
+    def kernel(*args: Any) -> Any:
+        if args[0].shape[0] == 0:  # nothing to launch: sums over an empty batch are zero
+            return tree_map_only(Tensor, Tensor.zero_, fake(*args))
+        from .kernels import operators
+
+        return getattr(operators, name)(*args)
+
+    return kernel
+
+
 def _register() -> torch.library.Library:
     library = ops.register(NAMESPACE)
-
-    def implementation(name: str) -> Any:
-        def kernel(*args: Any) -> Any:
-            from .kernels import operators
-
-            return getattr(operators, name)(*args)
-
-        return kernel
-
     for name in ops.NAMES:
-        library.impl(name, implementation(name), "CPU" if INTERPRETED else "CUDA")
+        library.impl(name, _implementation(name), "CPU" if INTERPRETED else "CUDA")
     return library
 
 

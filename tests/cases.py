@@ -5,12 +5,17 @@ import torch
 from tolerances import assert_close
 
 import pconv_ext
-from pconv_ext import reference
+from pconv_ext import _triton, reference
 
-DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
-#: Every compiled backend of this machine; "cpu" is always there, see conftest.py.
+DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": _triton.DEVICE_TYPE}
+#: The most precise dtype of a backend.
+DTYPE_OF = {"cpu": torch.float64, "cuda": torch.float32, "triton": torch.float32}
+#: Every compiled backend of this machine; "cpu" is always there, see conftest.py. Triton's interpreter is too
+#: slow for all tests: test_triton.py has a selection for it.
 COMPILED = [
-    name for name, (available, _) in pconv_ext.backends().items() if available and name != "reference"
+    name
+    for name, (available, _) in pconv_ext.backends().items()
+    if available and name != "reference" and not (name == "triton" and _triton.INTERPRETED)
 ]
 every_backend = pytest.mark.parametrize("backend", COMPILED)
 
@@ -109,13 +114,30 @@ def _leaves(args, dtype=None):
     return mapped, leaves
 
 
+def refused(operator, backend, args):
+    """Whether `backend` does not offer this call. If so, it must say so."""
+    lacks = {
+        "triton": lambda dtype, mask, groups: dtype == torch.float64 or mask.shape[1] > 1 or groups > 1
+    }
+    features = args["skip" if "skip" in args else "x"]
+    mask = args.get("mask")
+    plane = features[:, :1] if mask is None or mask.stride(1) == 0 else mask
+    if not lacks.get(backend, lambda *_: False)(features.dtype, plane, args.get("groups", 1)):
+        return False
+    with pytest.raises(ValueError, match=f"{operator}: backend '{backend}' cannot take this call: it "):
+        getattr(pconv_ext, operator)(**args, backend=backend)
+    return True
+
+
 def check_against_reference(operator, backend, args, *, grad_layout="contiguous"):
     """Compare result and all gradients of `operator` in `backend` with the reference in float64.
 
     Holes of the features hold NaN and Inf, and so does the incoming gradient where a window is dead: neither
     may show. Gradients in holes must be exactly zero, the mask must be equal, dtypes and layout as
-    documented.
+    documented. A call that the backend cannot take must be refused with a reason.
     """
+    if refused(operator, backend, args):
+        return
     masks = {name: value for name, value in args.items() if name.startswith("mask")}
     features = {"mask": "x", "mask_low": "x_low", "mask_skip": "skip"}
     for mask_name, mask in masks.items():
@@ -140,7 +162,7 @@ def check_against_reference(operator, backend, args, *, grad_layout="contiguous"
         assert actual.is_contiguous(memory_format=torch.channels_last)
     if layout_from.is_contiguous():
         assert actual.is_contiguous()
-    assert_close(actual, expected, dtype, "out")
+    assert_close(actual, expected, dtype, "out", backend)
     assert (actual[(expected_mask == 0).expand_as(actual)] == 0).all(), "out is zero where the window is dead"
 
     if grad_layout == "expanded":
@@ -153,7 +175,7 @@ def check_against_reference(operator, backend, args, *, grad_layout="contiguous"
     for name, leaf in actual_leaves.items():
         assert leaf.grad is not None, f"no gradient for {name}"
         assert leaf.grad.dtype == leaf.dtype
-        assert_close(leaf.grad, expected_leaves[name].grad, dtype, f"gradient of {name}")
+        assert_close(leaf.grad, expected_leaves[name].grad, dtype, f"gradient of {name}", backend)
     for mask_name, mask in masks.items():
         x_name = features[mask_name]
         hole_gradient = actual_leaves[x_name].grad[holes_of(mask, args[x_name])]

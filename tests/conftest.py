@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,7 @@ def _prefer_installed_package():
 
 
 _prefer_installed_package()
+triton_interpreter.use_without_gpu()
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an import is silent

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import (
     DEVICE_OF,
+    DTYPE_OF,
     DTYPES,
     LAYOUTS,
     MASK_DTYPES,
@@ -28,10 +29,10 @@ def case(
     sizes=(3, 5, 7),
     mask="random",
     bias=True,
-    dtype=torch.float64,
+    dtype=None,
     stride=2,
 ):
-    where = {"dtype": dtype, "device": DEVICE_OF[backend]}
+    where = {"dtype": dtype or DTYPE_OF[backend], "device": DEVICE_OF[backend]}
     x = randn(*shape, **where)
     return {
         "x": x,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import (
     DEVICE_OF,
+    DTYPE_OF,
     DTYPES,
     LAYOUTS,
     MASK_DTYPES,
@@ -23,10 +24,10 @@ pytestmark = every_backend
 
 
 def case(
-    backend, shape=(2, 4, 9, 11), c_out=6, size=3, mask="random", bias=True, dtype=torch.float64, **options
+    backend, shape=(2, 4, 9, 11), c_out=6, size=3, mask="random", bias=True, dtype=None, **options
 ):
     """Arguments by name; `size` is an int or (kh, kw), `options` are those of the operator."""
-    where = {"dtype": dtype, "device": DEVICE_OF[backend]}
+    where = {"dtype": dtype or DTYPE_OF[backend], "device": DEVICE_OF[backend]}
     x = randn(*shape, **where)
     kh, kw = (size, size) if isinstance(size, int) else size
     return {

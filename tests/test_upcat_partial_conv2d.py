@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import (
     DEVICE_OF,
+    DTYPE_OF,
     DTYPES,
     LAYOUTS,
     MASK_DTYPES,
@@ -30,10 +31,10 @@ def case(
     k=3,
     masks=("random", "random"),
     bias=True,
-    dtype=torch.float64,
+    dtype=None,
 ):
     """`low` is the shape of x_low, `size` the height and width of the skip."""
-    where = {"dtype": dtype, "device": DEVICE_OF[backend]}
+    where = {"dtype": dtype or DTYPE_OF[backend], "device": DEVICE_OF[backend]}
     x_low, skip = randn(*low, **where), randn(low[0], c_skip, *size, **where)
     return {
         "x_low": x_low,

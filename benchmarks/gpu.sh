@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# usage: benchmarks/gpu.sh build|test|bench|sanitize|profile [options]
+#
+#   build      pip install of this checkout, offline, and the backends that came of it
+#   test       the tests, on whatever backends there are
+#   bench      the network's layers beside every baseline; --quick takes one kind of mask
+#   sanitize   compute-sanitizer over all three operators
+#   profile    time and counters of every kernel; --layer NAME --dtype float32 choose others
+#
+# Each stage ends within ten minutes and needs no network, only torch, triton, numpy, pytest, pytest-benchmark,
+# setuptools and ninja. Variables: OUT, where results go (benchmarks/results); PYTHON (python3); COMMIT, to be
+# recorded where the checkout has no history.
+set -euo pipefail
+here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
+PYTHON=${PYTHON:-python3}
+OUT=$(realpath -m "${OUT:-$here/results}")
+cd "$here/.."
+
+stage=${1:-}
+shift || true
+
+# The stages keep to a deadline of their own, a little earlier; this one is for a kernel that hangs.
+limited() { timeout --kill-after=10 585 "$@"; }
+
+measure() { # what to run, and the name of its results
+    mkdir -p "$OUT"
+    limited "$PYTHON" "benchmarks/gpu_$1.py" --results "$OUT/latest-gpu-$1.json" "${@:2}"
+}
+
+case $stage in
+    build)
+        limited "$PYTHON" -m pip install --no-build-isolation --no-deps . "$@"
+        # Elsewhere, where the checkout does not hide the installed package.
+        cd / && "$PYTHON" -c 'import pconv_ext; print(*pconv_ext.backends().items(), sep="\n")'
+        ;;
+    test)
+        mkdir -p "$OUT"
+        limited "$PYTHON" -m pytest tests -q --junitxml="$OUT/latest-gpu-test.xml" "$@"
+        ;;
+    bench | sanitize | profile) measure "$stage" "$@" ;;
+    *)
+        sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,115 @@
+"""The network's layers at batch 32 on a GPU, beside every baseline: `benchmarks/gpu.sh bench`.
+
+What matters most comes first, so that a run stopped by its deadline has it: bfloat16 under the paper's
+rectangles, with torch.compile; then tf32; then the other masks. The JSON file is rewritten after every layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import floors
+import gpu_report
+import report
+import torch
+from cases import MSFEF, PARTIAL_CONV, UPCAT
+from gpu_tools import Deadline, TimeIsUp, require_gpu, write_json
+from names import FORWARD, TRAINING
+from runner import BACKENDS, DEFAULTS, Case, Settings, machine, measure
+
+MASKS = ("rectangle", "none", "irregular")
+# Stages 9 to 11 have at most 64 pixels an image, where compiling takes longer than it can tell.
+COMPILED_LAYERS = [*MSFEF, *UPCAT[3:]]
+COUNTED = {
+    "samples_ms": "milliseconds a call between two CUDA events around as many calls as last 8 ms; the i-th "
+    "samples of all forms belong to one round, and a ratio is the median of the rounds' own ratios",
+    "host_ms": "milliseconds the host takes to issue one call",
+    "peak_mb": "1e6 bytes during one call, above inputs, parameters and masks made before it, with the "
+    "gradient from above; total: the rise of torch.cuda.max_memory_allocated; weights: the peak of tensors "
+    "as large as one of the layer's kernels or several merged, in the features' dtype or float32; other: "
+    "that of the rest, from torch's allocation events, what they miss of the total included",
+    "error": "largest ||got - reference|| / ||reference|| of output and gradients, the reference in float64",
+}
+
+
+def plan(quick: bool) -> Iterable[tuple[str, Case]]:
+    """(dtype, case), most wanted first; both directions of a case follow each other."""
+    for mask in MASKS[:1] if quick else MASKS:
+        for dtype in ("bfloat16", "float32"):
+            first = mask == MASKS[0]
+            for layer in [*MSFEF, *UPCAT, *PARTIAL_CONV]:
+                compiled = first and dtype == "bfloat16" and layer in COMPILED_LAYERS
+                for direction in (FORWARD, TRAINING):
+                    yield dtype, Case(layer.name, mask, direction, compiled, memory=first)
+
+
+def run(
+    cases: Iterable[tuple[str, Case]], settings: Settings, content: dict[str, Any], results: Path
+) -> None:
+    """Measures into `content`, written to `results` after every layer; a case that fails is noted there."""
+    began = time.monotonic()
+    for dtype, case in cases:
+        try:
+            record, _ = measure(case, replace(settings, dtype=dtype))
+        except Exception as error:
+            traceback.print_exc()
+            content["failures"].append(f"{case} {dtype}: {' '.join(str(error).split())[:300]}")
+            if settings.device == "cuda":
+                torch.cuda.synchronize()  # raises where the failure took the GPU's context with it
+            continue
+        content["records"].append(record)
+        for ours in record["ours"]:
+            elapsed, ms = time.monotonic() - began, report.median_ms(record, ours)
+            print(f"{elapsed:5.0f} s  {dtype:<9}{case!s:<44}{ours:<10}{ms:9.3f} ms", flush=True)
+        if case.direction == TRAINING:
+            write_json(results, content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one kind of mask")
+    parser.add_argument("--deadline", type=float, default=540.0, help="seconds until it stops and reports")
+    parser.add_argument("--results", type=Path, required=True, metavar="PATH", help="JSON file to write")
+    options = parser.parse_args()
+    require_gpu()
+    torch.backends.cudnn.allow_tf32 = True  # float32 here means tf32
+    content: dict[str, Any] = {
+        "machine": machine("cuda"),
+        "settings": {"cudnn.benchmark": True, "channels_last": True},
+        "counted": COUNTED,
+        "ceilings": {},
+        "records": [],
+        "failures": [],
+        "stopped": "",
+    }
+    settings = replace(DEFAULTS["cuda"], min_rounds=5, max_rounds=40, seconds=0.6, go_on=True)
+    try:
+        with Deadline(options.deadline):
+            content["ceilings"] = floors.ceilings()
+            gc.collect()
+            gc.freeze()  # the many collections to come then skip what importing torch has made
+            run(plan(options.quick), settings, content, options.results)
+    except TimeIsUp:
+        content["stopped"] = f"after {options.deadline:.0f} s, before all was measured"
+    except KeyboardInterrupt:
+        content["stopped"] = "by hand"
+    except Exception as error:
+        traceback.print_exc()
+        content["stopped"] = " ".join(str(error).split())[:300]
+        content["failures"].append(content["stopped"])
+    write_json(options.results, content)
+    print(f"\n{gpu_report.text(content)}\nwritten to {options.results}", flush=True)
+    wrong = any(form in BACKENDS["cuda"] for r in content["records"] for form in r["missing"])
+    sys.exit(1 if content["failures"] or wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

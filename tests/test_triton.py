@@ -1,0 +1,214 @@
+"""The Triton kernels against the float64 reference: on a GPU or, where there is none, in Triton's interpreter.
+
+On a GPU the tests of the operators run with this backend as well, with all their cases; these few reach every
+path of every kernel, and are small enough for the interpreter.
+"""
+
+import pytest
+import test_msfef
+import test_partial_conv2d
+import test_upcat_partial_conv2d
+import torch
+from cases import DEVICE_OF, check_against_reference, kernel, laid_out, mask_of, randn
+from tolerances import TF32
+
+import pconv_ext
+from pconv_ext import reference
+
+BACKEND = "triton"
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def available():
+    ok, reason = pconv_ext.backends()[BACKEND]
+    assert ok, f"these tests need Triton and a GPU or its interpreter: {reason}"
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+def partial_conv2d(*args, layout="contiguous", grad_layout="contiguous", **options):
+    case = test_partial_conv2d.case(BACKEND, *args, **options)
+    case["x"] = laid_out(case["x"], layout)
+    check_against_reference("partial_conv2d", BACKEND, case, grad_layout=grad_layout)
+
+
+def msfef(*args, layout="contiguous", grad_layout="contiguous", **options):
+    case = test_msfef.case(BACKEND, *args, **options)
+    case["x"] = laid_out(case["x"], layout)
+    check_against_reference("msfef", BACKEND, case, grad_layout=grad_layout)
+
+
+def upcat_partial_conv2d(*args, **options):
+    check_against_reference(
+        "upcat_partial_conv2d", BACKEND, test_upcat_partial_conv2d.case(BACKEND, *args, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 3, "padding": 1},
+        {"size": 3, "padding": 1, "stride": 2, "mask": "blobs"},
+        {"size": 1, "stride": 2, "bias": False},
+        {"size": (2, 5), "stride": (1, 3), "dilation": (3, 1), "padding": (2, 1)},
+        {"size": 4, "stride": (2, 3), "dilation": (2, 2), "padding": 3},
+        {"size": 4, "padding": "same"},
+        {"size": 9, "padding": 4, "mask": "none"},
+        {"size": 3, "padding": 5, "stride": 2, "mask": "none"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("c_in", [4, 21])
+def test_partial_conv2d_geometry(c_in, options):
+    partial_conv2d((2, c_in, 13, 12), 10, **options)
+
+
+@pytest.mark.parametrize("c_in", [1, 3, 8, 9, 67])
+@pytest.mark.parametrize("c_out", [1, 3, 40])
+def test_partial_conv2d_channels(c_in, c_out):
+    partial_conv2d((1, c_in, 7, 9), c_out, 3, padding=1, stride=1 if c_in % 2 else 2)
+
+
+def test_partial_conv2d_several_tiles():
+    """More channels and pixels than a block has, in every direction."""
+    partial_conv2d((1, 70, 13, 11), 72, 3, "rectangle", padding=1)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 7), (7, 1), (5,), (9, 3, 5)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("mask", ["rectangle", "sparse"])
+def test_msfef_kernel_sets(sizes, stride, mask):
+    msfef((1, 12, 17, 18), 18, sizes, mask, stride=stride)
+
+
+@pytest.mark.parametrize("mask", ["none", "valid", "holes", "random", "blobs", "one_for_all"])
+@pytest.mark.parametrize("c_in", [3, 16])
+def test_msfef_masks(c_in, mask):
+    msfef((2, c_in, 19, 16), 8, mask=mask, bias=mask != "random")
+
+
+@pytest.mark.parametrize(
+    ("k", "size"), [(1, (10, 11)), (3, (10, 12)), (3, (9, 11)), (3, (9, 12)), (5, (10, 11))], ids=str
+)
+@pytest.mark.parametrize(("c_low", "c_skip", "c_out"), [(12, 10, 20), (20, 3, 3)], ids=str)
+def test_upcat_partial_conv2d_geometry(k, size, c_low, c_skip, c_out):
+    upcat_partial_conv2d((2, c_low, 5, 6), c_skip, size, c_out, k, bias=k != 1)
+
+
+@pytest.mark.parametrize(
+    "masks", [("none", "none"), ("holes", "random"), ("sparse", "none"), ("one_for_all", "rectangle")], ids=str
+)
+def test_upcat_partial_conv2d_masks(masks):
+    upcat_partial_conv2d((2, 12, 5, 6), masks=masks)
+
+
+def test_upcat_partial_conv2d_tiny():
+    upcat_partial_conv2d((1, 9, 1, 1), 2, (1, 1), 4, 5)
+    upcat_partial_conv2d((1, 3, 1, 2), 2, (2, 3), 4, 3)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_precision(dtype):
+    partial_conv2d((1, 20, 9, 10), 24, mask="none", dtype=dtype, padding=1)
+    msfef((1, 3, 17, 16), 12, mask="none", dtype=dtype)
+    msfef((1, 17, 13, 14), 12, dtype=dtype)
+    upcat_partial_conv2d((1, 12, 5, 6), 3, dtype=dtype)
+
+
+def test_ratio_in_half_precision():
+    """One valid pixel of 49: the sum of the window is scaled in float32, and cannot overflow."""
+    x = randn(1, 4, 7, 7, dtype=torch.float16, device=DEVICE_OF[BACKEND], scale=100.0)
+    mask = torch.zeros(1, 1, 7, 7, dtype=torch.bool, device=x.device)
+    mask[..., 3, 3] = True
+    weight = kernel(4, 4, 7, dtype=x.dtype, device=x.device)
+    out, new_mask = pconv_ext.partial_conv2d(x, mask, weight, padding=3, backend=BACKEND)
+    assert out.isfinite().all()
+    assert new_mask.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.float64], ids=str)
+def test_mask_dtypes(dtype):
+    args = test_partial_conv2d.case(BACKEND, mask="none", padding=1)
+    args["mask"] = laid_out(mask_of("random", args["x"], dtype), "strided")
+    check_against_reference("partial_conv2d", BACKEND, args)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "slice", "strided", "channels_last_slice"])
+def test_layouts(layout):
+    partial_conv2d((2, 9, 8, 7), 12, padding=1, layout=layout, grad_layout=layout)
+    msfef((2, 3, 9, 8), 12, layout=layout, grad_layout="expanded")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 1, 1, 1), (3, 4, 1, 1), (1, 12, 1, 9)], ids=str)
+def test_small_and_empty(shape):
+    partial_conv2d(shape, 5, 3, padding=1)
+    partial_conv2d(shape, 5, 7, "holes", padding=3, stride=2)
+    msfef(shape, 5)
+    upcat_partial_conv2d((*shape[:2], 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"groups": 2, "weight": torch.ones(6, 2, 3, 3)}, "no grouped convolution, groups is 2"),
+        ({"mask": torch.ones(2, 4, 9, 11)}, r"masks of one plane, mask has shape \[2, 4, 9, 11\]"),
+        ({"x": torch.ones(2, 4, 9, 11).double(), "weight": torch.ones(6, 4, 3, 3).double()}, "is torch.float64"),
+    ],
+    ids=["groups", "per channel mask", "float64"],
+)
+def test_what_it_cannot_take(change, reason):
+    args = {"x": torch.ones(2, 4, 9, 11), "mask": None, "weight": torch.ones(6, 4, 3, 3)} | change
+    args = {n: a.to(DEVICE_OF[BACKEND]) if isinstance(a, torch.Tensor) else a for n, a in args.items()}
+    with pytest.raises(ValueError, match=f"partial_conv2d: backend 'triton' cannot take this call: .*{reason}"):
+        pconv_ext.partial_conv2d(**args, backend=BACKEND)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2**14, 2**14 + 1), (2**15 + 1, 1, 64, 128)], ids=str)
+def test_too_many_pixels_are_refused(shape):
+    x = torch.ones(1, 1, 1, 1, device=DEVICE_OF[BACKEND]).expand(shape)
+    with pytest.raises(ValueError, match=r"at most 2\^28 pixels, x \[.*\] has more; split the batch"):
+        pconv_ext.partial_conv2d(x, None, torch.ones(1, 1, 1, 1, device=x.device), backend=BACKEND)
+
+
+def test_the_sum_over_splits_is_the_same_in_every_run():
+    args = test_partial_conv2d.case(BACKEND, (2, 9, 40, 33), 12, padding=1)
+    args["weight"].requires_grad_()
+    grads = []
+    for _ in range(2):
+        out, _ = pconv_ext.partial_conv2d(**args, backend=BACKEND)
+        grads.append(torch.autograd.grad(out.sum(), args["weight"])[0])
+    assert torch.equal(*grads)
+
+
+def test_tf32_where_cudnn_may_use_it():
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    args = test_partial_conv2d.case(BACKEND, (1, 40, 12, 13), 32, padding=1)
+    out, _ = pconv_ext.partial_conv2d(**args, backend=BACKEND)
+    wide = {n: a.double() if isinstance(a, torch.Tensor) and a.dtype.is_floating_point else a for n, a in args.items()}
+    expected, _ = reference.partial_conv2d(**wide)
+    error = (out - expected).abs() / (expected.abs() + expected.square().mean().sqrt())
+    assert error.max() <= TF32.relative
+
+
+def test_gradients_only_of_what_is_asked_for():
+    args = test_msfef.case(BACKEND, (1, 12, 9, 8), 10)
+    for name in ("x", "scales"):
+        leaf = args[name].clone().requires_grad_()
+        out, _ = pconv_ext.msfef(**(args | {name: leaf}), backend=BACKEND)
+        wide = leaf.detach().double().requires_grad_()
+        double = {
+            n: [t.double() for t in a] if isinstance(a, list) else a.double() if n in ("x", "scales") else a
+            for n, a in args.items()
+        }
+        expected, _ = reference.msfef(**(double | {name: wide}))
+        grad = torch.randn_like(out)
+        out.backward(grad)
+        expected.backward(grad.double())
+        torch.testing.assert_close(leaf.grad, wide.grad.float(), rtol=1e-4, atol=1e-4)
