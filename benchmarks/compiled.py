@@ -22,10 +22,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch
 import triton
+from pconv_ext.kernels import launch, operators
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
-
-from pconv_ext.kernels import launch, operators
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 OUTPUT = Path(__file__).parent / "results" / "triton-compiled.json"
@@ -54,7 +53,10 @@ def msfef(n, c_in, c_out, size, dtype, sizes=(3, 5, 7), stride=2):
 def partial_conv2d(n, c_in, c_out, size, dtype, k=3, stride=2, dilation=1):
     """Forward and backward of a partial convolution."""
     x, mask = features(n, c_in, size, size, dtype), features(n, 1, size, size, dtype)
-    weight, bias = features(c_out, c_in, k, k, dtype).contiguous(), features(1, c_out, 1, 1, dtype)[0, :, 0, 0]
+    weight, bias = (
+        features(c_out, c_in, k, k, dtype).contiguous(),
+        features(1, c_out, 1, 1, dtype)[0, :, 0, 0],
+    )
     geometry = ([stride] * 2, [dilation * (k // 2)] * 4, [dilation] * 2, 1)
     out, _ = operators.partial_conv2d(x, mask, weight, bias, *geometry)
     operators.partial_conv2d_backward(out, x, mask, weight, *geometry, [True] * 3)
@@ -117,8 +119,8 @@ class NoGPU:
 class Recorder:
     """Makes launches compile, and remembers what was compiled.
 
-    `brief`: of kernels with the same tile, dtype and way to read only the first, and of those that multiply no
-    matrices one of each.
+    `brief`: of kernels with the same tile, dtype and way to read only the first, and one of each that
+    multiply no matrices.
     """
 
     def __init__(self, brief: bool) -> None:
@@ -128,7 +130,10 @@ class Recorder:
 
         def warm_up(function, *args, grid, warmup, **options):
             name = function.__name__
-            key = (name, *(str(options.get(o)) for o in ("BM", "BN", "BP", "STAGES", "PRECISION", "ROW_CHANNELS")))
+            key = (
+                name,
+                *(str(options.get(o)) for o in ("BM", "BN", "BP", "STAGES", "PRECISION", "ROW_CHANNELS")),
+            )
             if name in MATRIX:
                 sources = [options[s][8] for s in ("SOURCE0", "SOURCE1") if options.get(s)]  # rows or taps
                 key += (args[0].dtype, *sources)
@@ -224,9 +229,9 @@ def main() -> None:
         if r["kernel"] in MATRIX:
             tile = "x".join(str(r[key]) for key in ("BM", "BN", "BP") if key in r)
             print(
-                f"{r['gpu']} {r['layer']:18} {r['kernel']:14} {tile:11} {r['warps']} warps {r['registers']:3} "
-                f"registers, {r['shared']:6} B shared, HGMMA {r['HGMMA']:3} HMMA {r['HMMA']:3} LDGSTS "
-                f"{r['LDGSTS']:3}, {r['copies_in_flight']} copies in flight, stack {r['stack']}"
+                f"{r['gpu']} {r['layer']:18} {r['kernel']:14} {tile:11} {r['warps']} warps "
+                f"{r['registers']:3} registers, {r['shared']:6} B shared, stack {r['stack']}, HGMMA {r['HGMMA']:3} "
+                f"HMMA {r['HMMA']:3} LDGSTS {r['LDGSTS']:3}, {r['copies_in_flight']} copies in flight"
             )
     versions = {"triton": triton.__version__, "torch": torch.__version__}
     options.output.write_text(json.dumps({"versions": versions, "kernels": records}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Triton kernels of the three operators, installed as ``pconv_ext.kernels``; `operators` is what the rest calls.
+"""Triton kernels of the three operators, installed as ``pconv_ext.kernels``; `operators` is the way in.
 
 How the parts follow each other in one call: masks become row lists (rows.py), weights are folded and laid out
 (weights.py), a matrix kernel gathers and multiplies (gather.py); backward, the incoming gradient is scaled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import launch, plan, rows, tuning
-from .launch import Plane, RowList, Source, Windows
+from .launch import Entries, Plane, RowList, Source, Windows
 from .plan import Branch, Taps
 
 
@@ -58,7 +58,9 @@ def features(x: Tensor) -> Source:
     c, w = x.shape[1], x.shape[3]
     pitch = plan.row_channels(c)
     if pitch and pitch != c:
-        return Source(torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, pitch - c)).contiguous(), c, pitch, w, 1)
+        return Source(
+            torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, pitch - c)).contiguous(), c, pitch, w, 1
+        )
     return Source(x.contiguous(memory_format=torch.channels_last), c, c, w, 1)
 
 
@@ -70,18 +72,13 @@ def windows(
     device = x.device
     ratio = torch.empty((len(p.parts), p.pixels), dtype=torch.float32, device=device)
     natural = torch.empty(p.pixels, dtype=torch.int8, device=device)
-    new_mask = torch.empty(
-        (p.n, 1, p.ho, p.wo), dtype=x.dtype if mask is None else mask.dtype, device=device
-    )
+    new_mask = torch.empty((p.n, 1, p.ho, p.wo), dtype=x.dtype if mask is None else mask.dtype, device=device)
     stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
 
-    def fill(
-        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
-        block: int,
-    ) -> None:  # fmt: skip
+    def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.forward_windows[grid](
-            plane.data, stored, ratio, natural, state, ints, words, counts,
-            p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
+            plane.data, stored, ratio, natural, *entries[:4],
+            p.n, p.h, p.w, p.ho, p.wo, entries.q, entries.n_blocks, *p.padding, *plane.strides,
             KERNELS=tuple(part[:4] for part in p.parts), SH=p.stride[0], SW=p.stride[1],
             DH=p.dilation[0], DW=p.dilation[1], MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
@@ -91,14 +88,28 @@ def windows(
 
 
 def forward(
-    x: Tensor, mask: Tensor | None, weights: list[Tensor], bias: Tensor | None, scales: Tensor | None, p: Problem
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    scales: Tensor | None,
+    p: Problem,
+) -> tuple[Tensor, Tensor]:
     """bias [C_out] (folded) or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
     taps = plan.forward_taps(p.parts, p.dilation)
     blocks = tuning.gather_blocks(p.pixels, p.c_out, x.dtype, launch.capability(x.device))
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
     packed = launch.pack(
-        flat_weights(weights, p.parts), scales, p.parts, taps, p.c_out, p.c_in, p.c_in, 1, blocks.n, adjoint=False
+        flat_weights(weights, p.parts),
+        scales,
+        p.parts,
+        taps,
+        p.c_out,
+        p.c_in,
+        p.c_in,
+        1,
+        blocks.n,
+        adjoint=False,
     )
     out = launch.empty_channels_last((p.n, p.c_out, p.ho, p.wo), x)
     plain = len(taps.phases) - 1
@@ -119,9 +130,16 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, mask: Tensor | None, weights: list[Tensor], scales: Tensor | None, p: Problem,
-    *, needs_x: bool, needs_weights: bool,
-) -> Gradients:  # fmt: skip
+    grad_out: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    scales: Tensor | None,
+    p: Problem,
+    *,
+    needs_x: bool,
+    needs_weights: bool,
+) -> Gradients:
     """Gradients of `forward`; those of bias and scales follow from sums and products."""
     taps = plan.forward_taps(p.parts, p.dilation)
     source = features(x) if needs_weights else None
@@ -146,15 +164,29 @@ def backward(
 
 
 def adjoint(
-    grad: launch.ScaledGradient, x: Tensor, mask: Tensor | None, weights: list[Tensor], scales: Tensor | None,
-    window: Windows, p: Problem,
-) -> Tensor:  # fmt: skip
+    grad: launch.ScaledGradient,
+    x: Tensor,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    scales: Tensor | None,
+    window: Windows,
+    p: Problem,
+) -> Tensor:
     """Gradient of x, channels-last."""
     taps = plan.adjoint_taps(p.parts, p.stride, p.padding, p.dilation)
     blocks = tuning.gather_blocks(p.n * p.h * p.w, p.c_in, x.dtype, launch.capability(x.device))
     row = adjoint_rows(p, mask, x, window, taps, blocks.m)
     packed = launch.pack(
-        flat_weights(weights, p.parts), scales, p.parts, taps, p.c_out, p.c_in, p.c_in, 1, blocks.n, adjoint=True
+        flat_weights(weights, p.parts),
+        scales,
+        p.parts,
+        taps,
+        p.c_out,
+        p.c_in,
+        p.c_in,
+        1,
+        blocks.n,
+        adjoint=True,
     )
     grad_x = launch.empty_channels_last(tuple(x.shape), x)
     source = Source(grad.copies, p.c_out, grad.pitch, p.wo, -1, p.pixels * grad.pitch)
@@ -175,15 +207,12 @@ def adjoint_rows(
     reach = p.parts[-2][:4] if len(p.parts) > 1 else ()
     pixels = p.n * -(-p.h // sh) * -(-p.w // sw)
 
-    def fill(
-        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
-        block: int,
-    ) -> None:  # fmt: skip
+    def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.adjoint_windows[grid](
-            plane.data, window.state, state, ints, words, counts,
-            p.n, p.h, p.w, p.ho, p.wo, q, n_blocks, *p.padding, *plane.strides,
+            plane.data, window.state, *entries[:4],
+            p.n, p.h, p.w, p.ho, p.wo, entries.q, entries.n_blocks, *p.padding, *plane.strides,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
-            JUMP_Y=taps.y.jump, JUMP_X=taps.x.jump, KH=last.kh, KW=last.kw, NY=taps.y.count, NX=taps.x.count,
+            JUMP_Y=taps.y.jump, JUMP_X=taps.x.jump, KH=last.kh, KW=last.kw, NY=taps.y.taps, NX=taps.x.taps,
             REACH=reach, SH=sh, SW=sw, DH=p.dilation[0], DW=p.dilation[1], MASK=plane.kind,
             WORDS=taps.words, BLOCK=block,
         )  # fmt: skip

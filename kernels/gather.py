@@ -104,7 +104,9 @@ def accumulate(
                     read = ((bits >> bit) & 1) != 0
                 if C % BK != 0:
                     read = read & (k0 + kk < C)[None, :]
-                a = tl.load(a_ptrs + (((jy0 + jy) * tap_y + (jx0 + jx) * tap_x) * PITCH + k0), mask=read, other=0.0)
+                a = tl.load(
+                    a_ptrs + (((jy0 + jy) * tap_y + (jx0 + jx) * tap_x) * PITCH + k0), mask=read, other=0.0
+                )
                 w_tap = w_first + jy * (STEP_Y * kw) + jx * STEP_X
                 b = tl.load(b_rows + (tl.cast(w_tap, tl.int64) * (NP * KP) + k0))
                 acc = tl.dot(a, b, acc, input_precision=PRECISION)
@@ -155,8 +157,8 @@ def gather_matmul(
     )  # fmt: skip
     if len(SOURCE1) > 0:
         acc = accumulate(
-            acc, x1, weights1, words + WORDS0 * entries + first, pixels + 2 * entries, pixels, entries, segment,
-            first_n, lo, hi, copy_stride, tap_y1, tap_x1, ratio, P,
+            acc, x1, weights1, words + WORDS0 * entries + first, pixels + 2 * entries, pixels, entries,
+            segment, first_n, lo, hi, copy_stride, tap_y1, tap_x1, ratio, P,
             SOURCE1, PHASES1, FIRST_Y, FIRST_X, NP, RATIOS, BM, BN, STAGES, PRECISION,
         )  # fmt: skip
     n = first_n + tl.arange(0, BN)

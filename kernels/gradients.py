@@ -24,14 +24,18 @@ def scale_gradient(
         kind = tl.load(state + p, mask=p < P, other=2)
         live = (kind != DEAD)[:, None]
         rows = p[:, None].to(tl.int64)
-        g = tl.load(grad + rows * NOUT + c[None, :], mask=live & (c < NOUT)[None, :], other=0.0).to(tl.float32)
+        g = tl.load(grad + rows * NOUT + c[None, :], mask=live & (c < NOUT)[None, :], other=0.0).to(
+            tl.float32
+        )
         total += tl.sum(g, axis=0)
         if COPIES:
             last = tl.load(ratio + (RATIOS - 1) * tl.cast(P, tl.int64) + p, mask=p < P, other=0.0)
             to = copies + rows * PITCH + c[None, :]
             ok = (p < P)[:, None] & (c < PITCH)[None, :]
             value = g * last[:, None]
-            tl.store(to + (RATIOS - 1) * tl.cast(copy_stride, tl.int64), value.to(copies.dtype.element_ty), mask=ok)
+            tl.store(
+                to + (RATIOS - 1) * tl.cast(copy_stride, tl.int64), value.to(copies.dtype.element_ty), mask=ok
+            )
             for b in tl.static_range(RATIOS - 1):
                 more = tl.load(ratio + b * tl.cast(P, tl.int64) + p, mask=p < P, other=0.0) - last
                 value = g * more[:, None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import gather, gradients, rows, tuning, weights, wgrad
-from .plan import Branch, Phase, Taps, row_channels, rounded
+from .plan import Branch, Phase, Taps, rounded, row_channels
 
 MAX_PIXELS = 2**28  # indices of pixels and of their entries are int32
 MAX_BLOCK_DEPTH = 64  # of tuning.wgrad_blocks: row lists for wgrad.tap_matmul are filled up to it
@@ -88,15 +88,34 @@ def empty_channels_last(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: what the user chose for cuDNN's convolutions."""
-    if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32":
-        return "ieee"
-    return "tf32"
+    chosen = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "ieee" if dtype == torch.float32 and chosen != "tf32" else "tf32"
+
+
+class Entries(NamedTuple):
+    """What a windows kernel writes about every pixel, before it is sorted."""
+
+    state: Tensor
+    ints: Tensor
+    words: Tensor
+    counts: Tensor
+    q: int  # entries of a segment
+    n_blocks: int
 
 
 def row_list(
-    device: torch.device, pixels: int, segments: int, ints: int, words: int, pad: int, fill: Callable[..., None]
+    device: torch.device,
+    pixels: int,
+    segments: int,
+    ints: int,
+    words: int,
+    pad: int,
+    fill: Callable[[tuple[int, int], Entries, int], None],
 ) -> RowList:
-    """Sort at most `pixels` pixels of each segment by class; ``fill(grid, ...)`` launches the windows kernel."""
+    """Sort at most `pixels` pixels of each segment by class.
+
+    ``fill(grid, entries, block)`` launches a windows kernel.
+    """
     block = 256
     n_blocks = max(-(-pixels // block), 1)
     q = n_blocks * block
@@ -105,11 +124,15 @@ def row_list(
     def empty(n: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(n, dtype=dtype, device=device)
 
-    state = empty(segments * q, torch.int8)
-    entry_ints = empty(ints * segments * q, torch.int32)
-    entry_words = empty(words * segments * q, torch.int64)
-    counts = empty(segments * 3 * n_blocks, torch.int32)
-    fill((n_blocks, segments), state, entry_ints, entry_words, counts, q, n_blocks, block)
+    entries = Entries(
+        empty(segments * q, torch.int8),
+        empty(ints * segments * q, torch.int32),
+        empty(words * segments * q, torch.int64),
+        empty(segments * 3 * n_blocks, torch.int32),
+        q,
+        n_blocks,
+    )
+    fill((n_blocks, segments), entries, block)
     result = RowList(
         empty(ints * segments * capacity, torch.int32),
         empty(words * segments * capacity, torch.int64),
@@ -118,7 +141,7 @@ def row_list(
         capacity,
     )
     rows.compact[(n_blocks, segments)](
-        state, entry_ints, entry_words, counts, result.ints, result.words, result.limits, q, n_blocks, capacity,
+        *entries[:4], result.ints, result.words, result.limits, q, n_blocks, capacity,
         INTS=ints, WORDS=words, PAD=pad, BLOCK=block,
     )  # fmt: skip
     return result
@@ -146,9 +169,18 @@ class Packed(NamedTuple):
 
 
 def pack(
-    weight: Tensor, scales: Tensor | None, parts: tuple[Branch, ...], taps: Taps, c_out: int, c_in: int,
-    stride_out: int, slabs: int, block_n: int, *, adjoint: bool,
-) -> Packed:  # fmt: skip
+    weight: Tensor,
+    scales: Tensor | None,
+    parts: tuple[Branch, ...],
+    taps: Taps,
+    c_out: int,
+    c_in: int,
+    stride_out: int,
+    slabs: int,
+    block_n: int,
+    *,
+    adjoint: bool,
+) -> Packed:
     """Fold and lay out. `weight` is flat, `slabs` weights of [C_out, stride_out, taps] one after the other.
 
     The summed channels are c_in or, with `adjoint`, c_out.
@@ -156,18 +188,18 @@ def pack(
     summed, kept = (c_out, c_in) if adjoint else (c_in, c_out)
     np_ = rounded(kept, block_n)
     few = row_channels(summed)
-    kp = tuning.power_of_two(max(few * taps.x.count, 16))
+    kp = tuning.power_of_two(max(few * taps.x.taps, 16))
     scales_arg = weight if scales is None else scales
     common = {"NOUT": c_out, "CIN": c_in, "KERNELS": tuple(map(tuple, parts)), "PHASES": _tuples(taps.phases)}
     slab_stride = weight.numel() // slabs if slabs > 1 else 0
     if few and kp <= 128:
         segments = max(slabs, len(taps.y.first) * len(taps.x.first))
-        slots = segments * len(taps.phases) * taps.y.count
+        slots = segments * len(taps.phases) * taps.y.taps
         data = weight.new_empty(slots * np_ * kp)
         weights.pack_rows[(-(-np_ // 16), slots)](
             weight, scales_arg, data, stride_out, slab_stride, **common,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
-            NY=taps.y.count, NX=taps.x.count, ROW_CHANNELS=few, NP=np_, KP=kp,
+            NY=taps.y.taps, NX=taps.x.taps, ROW_CHANNELS=few, NP=np_, KP=kp,
             ADJOINT=adjoint, HAS_SCALES=scales is not None, BR=16,
         )  # fmt: skip
         return Packed(data, kp, kp, few)
@@ -194,27 +226,35 @@ def source_constants(
     phases = _tuples(taps.phases)
     slab = taps.slab
     if packed.row_channels:  # a slot is a row of taps
-        per_phase = taps.y.count
+        per_phase = taps.y.taps
         phases = tuple((*p[:4], i * per_phase, *p[5:]) for i, p in enumerate(phases))
         shared = taps.slab == 0 and len(taps.y.first) * len(taps.x.first) == 1
         slab = 0 if shared else per_phase * len(phases)
     constants = (
-        source.channels, source.pitch, packed.bk, packed.kp, taps.y.step, taps.x.step, taps.x.count, slab,
+        source.channels, source.pitch, packed.bk, packed.kp, taps.y.step, taps.x.step, taps.x.taps, slab,
         packed.row_channels, taps.words,
     )  # fmt: skip
     return constants, phases
 
 
 def matmul(
-    row: RowList, sources: list[tuple[Source, Taps, Packed]], out: Tensor, n_out: int, blocks: tuning.Blocks, *,
-    plain_phase: int, mixed_phases: int, ratio: Tensor | None = None, pixels: int = 0, bias: Tensor | None = None,
-) -> None:  # fmt: skip
+    row: RowList,
+    sources: list[tuple[Source, Taps, Packed]],
+    out: Tensor,
+    n_out: int,
+    blocks: tuning.Blocks,
+    *,
+    plain_phase: int,
+    mixed_phases: int,
+    ratio: Tensor | None = None,
+    pixels: int = 0,
+    bias: Tensor | None = None,
+) -> None:
     """out [pixels, n_out] (channels-last storage) of the gathered taps times the packed weights."""
     np_ = rounded(n_out, blocks.n)
     grid = (row.capacity // blocks.m * (np_ // blocks.n), row.segments)
     steps = [
-        (source.sign * taps.y.jump * source.width, source.sign * taps.x.jump)
-        for source, taps, _ in sources
+        (source.sign * taps.y.jump * source.width, source.sign * taps.x.jump) for source, taps, _ in sources
     ]
     first, second = sources[0], sources[-1]
     source0, phases0 = source_constants(*first)
@@ -224,7 +264,8 @@ def matmul(
         out if ratio is None else ratio, out if bias is None else bias, out,
         row.entries, row.capacity, pixels, first[0].copy_stride, *steps[0], *steps[-1],
         SOURCE0=source0, PHASES0=phases0, SOURCE1=source1, PHASES1=phases1,
-        FIRST_Y=first[1].y.first, FIRST_X=first[1].x.first, WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
+        FIRST_Y=first[1].y.first, FIRST_X=first[1].x.first,
+        WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
         PLAIN_PHASE=plain_phase, MIXED_PHASES=mixed_phases, HAS_BIAS=bias is not None,
         BM=blocks.m, BN=blocks.n, STAGES=blocks.stages, PRECISION=precision(out.dtype),
         num_warps=blocks.warps, num_stages=blocks.stages,
@@ -270,12 +311,18 @@ class Partial(NamedTuple):
 
 
 def weight_partials(
-    row: RowList, source: Source, index: int, word0: int, grad: ScaledGradient, c_out: int, taps: Taps,
+    row: RowList,
+    source: Source,
+    index: int,
+    word0: int,
+    grad: ScaledGradient,
+    c_out: int,
+    taps: Taps,
     parts: tuple[Branch, ...],
-) -> Partial:  # fmt: skip
+) -> Partial:
     """x under every tap, transposed, times the gradient; `source` is the row list's `index`-th."""
     few = row_channels(source.channels)
-    cp = tuning.power_of_two(max(few * taps.x.count, 16))
+    cp = tuning.power_of_two(max(few * taps.x.taps, 16))
     if not few or cp > 128:
         few, cp = 0, source.channels
     pixels = grad.copies.shape[1]
@@ -302,7 +349,7 @@ def weight_partials(
         source.data, grad.copies, row.ints, row.words, row.limits, data, row.entries, row.capacity,
         pixels * grad.pitch, taps.y.jump * source.width, taps.x.jump,
         C=source.channels, PITCH=source.pitch, CP=cp, NOUT=c_out, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
-        SLOTS=slots, NX=taps.x.count, ROW_CHANNELS=few, SOURCE=index, WORDS=taps.words, WORD0=word0,
+        SLOTS=slots, NX=taps.x.taps, ROW_CHANNELS=few, SOURCE=index, WORDS=taps.words, WORD0=word0,
         SEGMENTS=row.segments, SPLITS=splits, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,
         STAGES=blocks.stages, PRECISION=precision(grad.copies.dtype),
         num_warps=blocks.warps, num_stages=blocks.stages,
@@ -311,9 +358,20 @@ def weight_partials(
 
 
 def finish(
-    partial: Partial, b: int, part: Branch, window_w: int, weight: Tensor, grad: Tensor, c_in: int, stride_out: int,
-    scales: Tensor | None = None, products: Tensor | None = None, *, low: bool = False, cut: tuple[int, int] = (0, 0),
-) -> None:  # fmt: skip
+    partial: Partial,
+    b: int,
+    part: Branch,
+    window_w: int,
+    weight: Tensor,
+    grad: Tensor,
+    c_in: int,
+    stride_out: int,
+    scales: Tensor | None = None,
+    products: Tensor | None = None,
+    *,
+    low: bool = False,
+    cut: tuple[int, int] = (0, 0),
+) -> None:
     """Add up the partial sums of branch `b` into `grad`, [C_out, stride_out, kh, kw] from its first element.
 
     `products` [branches, finish_blocks, C_out] takes <W, G> for the gradient of the scales.
@@ -322,7 +380,8 @@ def finish(
     c_out = grad.shape[0]
     blocks_f = finish_blocks(c_in, part)
     weights.finish[(blocks_f, -(-c_out // 32))](
-        partial.data, weight, weight if scales is None else scales, grad, grad if products is None else products,
+        partial.data, weight, weight if scales is None else scales,
+        grad, grad if products is None else products,
         partial.parts, stride_out, blocks_f if products is None else products.shape[1],
         NOUT=c_out, CIN=c_in, KH=part.kh, KW=part.kw, OY=part.oy, OX=part.ox, WINDOW_W=window_w,
         CORRECTION=partial.corrections[b], SLOTS=partial.slots, CP=partial.cp, GRAD_PITCH=pitch,

@@ -20,9 +20,15 @@ def _none(like: Tensor) -> Tensor:
 
 
 def partial_conv2d(
-    x: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
     """Forward of ``partial_conv2d`` without groups."""
     with launch.on(x.device):
         p = conv.problem(x, [weight], stride, padding, dilation)
@@ -31,15 +37,20 @@ def partial_conv2d(
 
 
 def partial_conv2d_backward(
-    grad_out: Tensor, x: Tensor, mask: Tensor | None, weight: Tensor,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_out: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     with launch.on(x.device):
         p = conv.problem(x, [weight], stride, padding, dilation)
-        grads = conv.backward(
-            grad_out, x, mask, [weight], None, p, needs_x=needs[0], needs_weights=needs[1]
-        )
+        grads = conv.backward(grad_out, x, mask, [weight], None, p, needs_x=needs[0], needs_weights=needs[1])
         return (
             _none(x) if grads.x is None else _like(grads.x, x),
             _none(x) if grads.weights is None else grads.weights[0],
@@ -52,8 +63,13 @@ def _padding(weights: list[Tensor]) -> list[int]:
 
 
 def msfef(
-    x: Tensor, mask: Tensor | None, weights: list[Tensor], biases: list[Tensor], scales: Tensor, stride: list[int]
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    stride: list[int],
+) -> tuple[Tensor, Tensor]:
     """Forward of ``msfef``."""
     with launch.on(x.device):
         p = conv.problem(x, weights, stride, _padding(weights), [1, 1])
@@ -63,9 +79,15 @@ def msfef(
 
 
 def msfef_backward(
-    grad_out: Tensor, x: Tensor, mask: Tensor | None, weights: list[Tensor], biases: list[Tensor],
-    scales: Tensor, stride: list[int], needs: list[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:  # fmt: skip
+    grad_out: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scales: Tensor,
+    stride: list[int],
+    needs: list[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """Gradients of x, weights, biases and scales."""
     needs_x, needs_weights, needs_biases, needs_scales = needs
     with launch.on(x.device):
@@ -90,8 +112,13 @@ def msfef_backward(
 
 
 def upcat_partial_conv2d(
-    x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x_low: Tensor,
+    mask_low: Tensor | None,
+    skip: Tensor,
+    mask_skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """Forward of ``upcat_partial_conv2d``."""
     with launch.on(skip.device):
         out, new_mask = upcat.forward(x_low, mask_low, skip, mask_skip, weight, bias)
@@ -99,9 +126,14 @@ def upcat_partial_conv2d(
 
 
 def upcat_partial_conv2d_backward(
-    grad_out: Tensor, x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None,
-    weight: Tensor, needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_out: Tensor,
+    x_low: Tensor,
+    mask_low: Tensor | None,
+    skip: Tensor,
+    mask_skip: Tensor | None,
+    weight: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x_low, skip, weight and bias."""
     with launch.on(skip.device):
         grads = upcat.backward(

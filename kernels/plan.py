@@ -1,4 +1,4 @@
-"""Geometry of the operators as the constants that the kernels are compiled for. Plain integers, no tensors."""
+"""Geometry of the operators: the constants that the kernels are compiled for. Plain integers, no tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Axis(NamedTuple):
     first: tuple[int, ...]  # the first tap for each residue of the pixel
     step: int  # from one tap to the next
     jump: int  # in pixels of the tensor gathered from
-    count: int  # at most
+    taps: int  # at most
 
 
 class Taps(NamedTuple):
@@ -52,7 +52,7 @@ class Taps(NamedTuple):
     @property
     def words(self) -> int:
         """Words of a window's bits."""
-        return -(-self.y.count * self.x.count // WORD_BITS)
+        return -(-self.y.taps * self.x.taps // WORD_BITS)
 
     @property
     def slots(self) -> int:

@@ -139,7 +139,9 @@ def forward_windows(
         tl.store(entry_words + word * Q + j, bits)
         if WORDS == 1:
             for k in tl.static_range(NK):
-                count = popcount(window_bits(bits, KERNELS[k][0], KERNELS[k][1], KERNELS[k][2] * KW + KERNELS[k][3], KW))
+                count = popcount(
+                    window_bits(bits, KERNELS[k][0], KERNELS[k][1], KERNELS[k][2] * KW + KERNELS[k][3], KW)
+                )
                 whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
                 store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
                 if k == 0:
@@ -269,9 +271,7 @@ def upcat_windows(
     for word in tl.static_range(WORDS_SKIP):
         bits = tl.zeros([BLOCK], tl.int64)
         for t in range(word * WORD_BITS, min((word + 1) * WORD_BITS, K * K)):
-            v = valid_at(
-                mask_skip, n, y0 + t // K, x0 + t % K, H, W, skip_n, skip_h, skip_w, ok, SKIP_MASK
-            )
+            v = valid_at(mask_skip, n, y0 + t // K, x0 + t % K, H, W, skip_n, skip_h, skip_w, ok, SKIP_MASK)
             bits |= v.to(tl.int64) << (t - word * WORD_BITS)
             skip += v.to(tl.int32)
         tl.store(entry_words + (WORDS_LOW + word) * total + e, bits)

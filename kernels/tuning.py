@@ -42,7 +42,7 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int) ->
 
 
 def wgrad_blocks(words: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
-    """Configuration of wgrad.tap_matmul: m covers channels (of several taps, where there are few), n gradients.
+    """Configuration of wgrad.tap_matmul: m covers channels (of several taps where they are few), n gradients.
 
     Two levels of loads feed the addresses' predicates, which costs two of the stages asked for. Windows of
     several `words` have bits for each tap, which fill the shared memory.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import conv, launch, plan, rows, tuning, weights
-from .launch import Plane, RowList, Source, Windows
+from .launch import Entries, Plane, RowList, Source, Windows
 
 
 class Problem(NamedTuple):
@@ -76,19 +76,18 @@ def windows(
     stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
     cut_h, cut_w = p.cut
 
-    def fill(
-        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
-        block: int,
-    ) -> None:  # fmt: skip
+    def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.upcat_windows[grid](
-            low.data, side.data, stored, ratio, natural, state, ints, words, counts,
-            p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *low.strides, *side.strides,
+            low.data, side.data, stored, ratio, natural, *entries[:4],
+            p.n, p.h, p.w, p.lh, p.lw, entries.q, entries.n_blocks, *low.strides, *side.strides,
             C_LOW=p.c_low, C_SKIP=p.c_skip, K=p.k, CUT_H=cut_h, CUT_W=cut_w,
             LOW_MASK=low.kind, SKIP_MASK=side.kind, WORDS_LOW=words_low, WORDS_SKIP=words_skip, BLOCK=block,
         )  # fmt: skip
 
     pixels = p.n * -(-p.h // 2) * -(-p.w // 2)
-    row = launch.row_list(skip.device, pixels, (2 + cut_h) * (2 + cut_w), 3, words_low + words_skip, pad, fill)
+    row = launch.row_list(
+        skip.device, pixels, (2 + cut_h) * (2 + cut_w), 3, words_low + words_skip, pad, fill
+    )
     return Windows(ratio, natural), row, new_mask
 
 
@@ -107,8 +106,13 @@ def low_weights(weight: Tensor, p: Problem, segments: int, *, adjoint: bool) -> 
 
 
 def forward(
-    x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x_low: Tensor,
+    mask_low: Tensor | None,
+    skip: Tensor,
+    mask_skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """out (channels-last) and new_mask."""
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
@@ -122,8 +126,8 @@ def forward(
         folded, None, low_parts, low_taps, p.c_out, p.c_low, p.c_low, row.segments, blocks.n, adjoint=False
     )
     packed_skip = launch.pack(
-        weight[:, p.c_low :], None, p.skip().parts, skip_taps, p.c_out, p.c_skip, p.c_low + p.c_skip, 1, blocks.n,
-        adjoint=False,
+        weight[:, p.c_low :], None, p.skip().parts, skip_taps, p.c_out, p.c_skip, p.c_low + p.c_skip, 1,
+        blocks.n, adjoint=False,
     )  # fmt: skip
     out = launch.empty_channels_last((p.n, p.c_out, p.h, p.w), skip)
     launch.matmul(
@@ -143,9 +147,17 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    grad_out: Tensor, x_low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None,
-    weight: Tensor, *, needs_low: bool, needs_skip: bool, needs_weight: bool,
-) -> Gradients:  # fmt: skip
+    grad_out: Tensor,
+    x_low: Tensor,
+    mask_low: Tensor | None,
+    skip: Tensor,
+    mask_skip: Tensor | None,
+    weight: Tensor,
+    *,
+    needs_low: bool,
+    needs_skip: bool,
+    needs_weight: bool,
+) -> Gradients:
     """Gradients of `forward`."""
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
@@ -154,7 +166,9 @@ def backward(
     side = p.skip()
     grad_low = low_adjoint(grad, x_low, mask_low, weight, window, p) if needs_low else None
     grad_skip = (
-        conv.adjoint(grad, skip, mask_skip, [weight[:, p.c_low :]], None, window, side) if needs_skip else None
+        conv.adjoint(grad, skip, mask_skip, [weight[:, p.c_low :]], None, window, side)
+        if needs_skip
+        else None
     )
     grad_weight = None
     if needs_weight:
@@ -165,9 +179,7 @@ def backward(
         stride_out = p.c_low + p.c_skip
         share = launch.weight_partials(row, conv.features(x_low), 0, 0, grad, p.c_out, low_taps, low_parts)
         whole = side.parts[0]
-        launch.finish(
-            share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut
-        )
+        launch.finish(share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut)
         share = launch.weight_partials(
             row, conv.features(skip), 1, low_taps.words, grad, p.c_out, skip_taps, side.parts
         )
@@ -176,8 +188,13 @@ def backward(
 
 
 def low_adjoint(
-    grad: launch.ScaledGradient, x_low: Tensor, mask_low: Tensor | None, weight: Tensor, window: Windows, p: Problem
-) -> Tensor:  # fmt: skip
+    grad: launch.ScaledGradient,
+    x_low: Tensor,
+    mask_low: Tensor | None,
+    weight: Tensor,
+    window: Windows,
+    p: Problem,
+) -> Tensor:
     """Gradient of x_low, channels-last: (k + 1)^2 summed taps instead of four times k^2."""
     plane = Plane.of(mask_low, x_low)
     cut_h, cut_w = p.low_cut
@@ -188,13 +205,10 @@ def low_adjoint(
     pixels = p.n * p.lh * p.lw
     blocks = tuning.gather_blocks(pixels, p.c_low, x_low.dtype, launch.capability(x_low.device))
 
-    def fill(
-        grid: tuple[int, int], state: Tensor, ints: Tensor, words: Tensor, counts: Tensor, q: int, n_blocks: int,
-        block: int,
-    ) -> None:  # fmt: skip
+    def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.low_adjoint_windows[grid](
-            plane.data, window.state, state, ints, words, counts,
-            p.n, p.h, p.w, p.lh, p.lw, q, n_blocks, *plane.strides,
+            plane.data, window.state, *entries[:4],
+            p.n, p.h, p.w, p.lh, p.lw, entries.q, entries.n_blocks, *plane.strides,
             K=p.k, CUT_H=cut_h, CUT_W=cut_w, LOW_MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 

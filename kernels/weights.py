@@ -1,9 +1,9 @@
 """Weights: folded and laid out for the matrix kernels, and their gradients taken out of the partial sums.
 
-Folding: V_b = scales_b * W_b, and the merged kernel is the sum of all V_b around their common centre. The layout
-is [slot, rows, columns] with the summed channels last (what tensor cores want in tf32), rows and columns filled
-up with zeros to whole blocks. A slot is a tap or, for few channels, a row of taps (ROW_CHANNELS > 0, see
-gather.py).
+Folding: V_b = scales_b * W_b, and the merged kernel is the sum of all V_b around their common centre. The
+layout is [slot, rows, columns] with the summed channels last (what tensor cores want in tf32), rows and
+columns filled up with zeros to whole blocks. A slot is a tap or, for few channels, a row of taps
+(ROW_CHANNELS > 0, see gather.py).
 """
 
 import triton
@@ -26,8 +26,18 @@ def folded(
     for b in tl.static_range(len(KERNELS)):
         ty = window_y - KERNELS[b][2]
         tx = window_x - KERNELS[b][3]
-        mine = ok & (ty >= 0) & (ty < KERNELS[b][0]) & (tx >= 0) & (tx < KERNELS[b][1]) & (b >= branch_lo) & (b < branch_hi)
-        at = (w_out * stride_out + w_in).to(tl.int64) * (KERNELS[b][0] * KERNELS[b][1]) + (ty * KERNELS[b][1] + tx)
+        mine = (
+            ok
+            & (ty >= 0)
+            & (ty < KERNELS[b][0])
+            & (tx >= 0)
+            & (tx < KERNELS[b][1])
+            & (b >= branch_lo)
+            & (b < branch_hi)
+        )
+        at = (w_out * stride_out + w_in).to(tl.int64) * (KERNELS[b][0] * KERNELS[b][1]) + (
+            ty * KERNELS[b][1] + tx
+        )
         w = tl.load(weights + KERNELS[b][5] + at, mask=mine, other=0.0).to(tl.float32)
         if HAS_SCALES:
             w *= tl.load(scales + KERNELS[b][4] * NOUT + w_out, mask=w_out < NOUT, other=0.0).to(tl.float32)
@@ -87,8 +97,8 @@ def pack_taps(
         w_in = k
         ok = (row < NOUT) & (k < CIN) & (t < kh * kw)
     value = folded(
-        weights + slab.to(tl.int64) * slab_stride, scales, w_out, w_in, t // kw + oy, t % kw + ox, ok, branch_lo,
-        branch_hi, stride_out, NOUT, KERNELS, HAS_SCALES,
+        weights + slab.to(tl.int64) * slab_stride, scales, w_out, w_in, t // kw + oy, t % kw + ox, ok,
+        branch_lo, branch_hi, stride_out, NOUT, KERNELS, HAS_SCALES,
     )  # fmt: skip
     to = ((slab * SLOTS + slot0 + t).to(tl.int64) * NP + row) * KP + k
     tl.store(packed + to, value.to(packed.dtype.element_ty), mask=(t < kh * kw) & (k < KP))
@@ -104,8 +114,8 @@ def pack_rows(
 ):  # fmt: skip
     """packed [segments, phases, NY, NP, KP] with KP = columns x ROW_CHANNELS.
 
-    Segments are those of gather.accumulate (residues of the taps) or, where `slab_stride` is not 0, weights of
-    their own. Grid: blocks of BR rows, segments x phases x NY.
+    Segments are those of gather.accumulate (residues of the taps) or, where `slab_stride` is not 0, weights
+    of their own. Grid: blocks of BR rows, segments x phases x NY.
     """
     row = (tl.program_id(0) * BR + tl.arange(0, BR))[:, None]
     slot = tl.program_id(1)
@@ -139,9 +149,7 @@ def pack_rows(
 
 
 @triton.jit
-def low_tap(
-    d, segment, K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr
-):
+def low_tap(d, segment, K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr):
     """Tap of the low-resolution map that tap `d` of a decoder stage's kernel reads in `segment`.
 
     Segments as in rows.upcat_windows. Returns tap and whether it lies in the image (beyond an odd size's
@@ -175,7 +183,6 @@ def fold_low(
     by an odd size, one copy), what it takes from them. Grid: C_out, blocks of BC, segments.
     """
     R: tl.constexpr = K // 2
-    KM: tl.constexpr = (K + 1) // 2
     segment = tl.program_id(2)
     c = (tl.program_id(1) * BC + tl.arange(0, BC))[:, None]
     d = tl.arange(0, BT)[None, :]

@@ -23,9 +23,9 @@ def tap_matmul(
 ):  # fmt: skip
     """partial [SPLITS, SEGMENTS, SLOTS, CP, GRAD_PITCH] float32.
 
-    PHASES: (taps high, taps wide, oy, ox, first slot, copy of the gradient, 1 for mixed pixels only); a slot is
-    one tap of C channels or, with ROW_CHANNELS, one row of taps of CP = columns x ROW_CHANNELS. A tile of BM
-    takes BM / BC slots.
+    PHASES: (taps high, taps wide, oy, ox, first slot, copy of the gradient, 1 for mixed pixels only); a slot
+    is one tap of C channels or, with ROW_CHANNELS, one row of taps of CP = columns x ROW_CHANNELS. A tile of
+    BM takes BM / BC slots.
     """
     TAPS: tl.constexpr = BM // BC
     NB: tl.constexpr = (GRAD_PITCH + BN - 1) // BN

@@ -100,22 +100,22 @@ def choose(op: str, backend: str, args: tuple[Any, ...]) -> Any:
 
 
 def _automatic(op: str, device_type: str, args: tuple[Any, ...]) -> Any:
-    causes = []
+    causes: list[str] = []
     for name in _ORDER.get(device_type, ("reference",)):
         backend = _BACKENDS[name]
         cause = backend.reason or backend.refusal(op, args)
         if not cause:
             if causes:  # only the reference comes after others
-                _warn_slow(op, device_type, "; ".join(causes))
+                _warn_slow(device_type, "; ".join(causes))
             return backend.operators
         causes.append(f"{name}: {cause}")
     raise AssertionError("the reference is always available")
 
 
-def _warn_slow(op: str, device_type: str, causes: str) -> None:
+def _warn_slow(device_type: str, causes: str) -> None:
     if torch.compiler.is_compiling() or (device_type, causes) in _warned:
         return
     _warned.add((device_type, causes))
     warnings.warn(
-        f"pconv_ext falls back to its slow reference for {op} of {device_type} tensors ({causes})", stacklevel=5
+        f"pconv_ext falls back to its slow reference for {device_type} tensors ({causes})", stacklevel=5
     )

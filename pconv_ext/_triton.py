@@ -46,7 +46,7 @@ def reason() -> str:
     return "" if "" in reasons else reasons[0]
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _device_refusal(index: int) -> str:
     if torch.version.hip is not None:
         return "the kernels are tuned and tested for NVIDIA's GPUs only"
@@ -63,26 +63,36 @@ def refusal(op: str, args: tuple[Any, ...]) -> str:
     if x.dtype not in _DTYPES:
         return f"it computes in float32, bfloat16 and float16, x is {x.dtype}"
     if op == "partial_conv2d":
-        mask, weight, groups = args[1], args[2], args[7]
+        mask, groups = args[1], args[7]
         if groups != 1:
             return f"it has no grouped convolution, groups is {groups}"
         if mask is not None and mask.shape[1] != 1:
             return f"it takes masks of one plane, mask has shape {list(mask.shape)}"
-        largest, (_, _, height, width) = x, x.shape
-        window = weight.shape[2] * args[6][0]
-        pixels = (height + sum(args[5][:2])) * (width + sum(args[5][2:]))
-    elif op == "msfef":
-        largest, window = x, max(weight.shape[2] for weight in args[2])
-        pixels = x.shape[2] * x.shape[3]
-    else:
-        largest = args[2]
-        window, pixels = args[4].shape[2], largest.shape[2] * largest.shape[3]
-    if x.shape[0] * pixels > _MAX_PIXELS:
-        return f"it counts at most 2^28 pixels, x {list(x.shape)} has more; split the batch"
-    channels = max(largest.shape[1], x.shape[1], 8)
-    if window * largest.shape[3] * channels >= _MAX_WINDOW:
-        return f"a window of x {list(x.shape)} spans more than 2^31 elements"
     return "" if INTERPRETED else _device_refusal(x.device.index)
+
+
+def _check_size(op: str, args: tuple[Any, ...]) -> None:
+    """Raise ValueError where an index would not fit: pixels and taps are int32, elements int64.
+
+    Not part of `refusal`, which torch.compile traces with symbolic sizes.
+    """
+    x: Tensor = args[2] if op == "upcat_partial_conv2d" else args[0]
+    n, channels, height, width = x.shape
+    weights = args[2] if op == "msfef" else [args[2] if op == "partial_conv2d" else args[4]]
+    pixels, dilation = height * width, 1
+    if op == "partial_conv2d":
+        top, bottom, left, right = args[5]
+        pixels, dilation = (height + top + bottom) * (width + left + right), args[6][0]
+    if n * pixels > _MAX_PIXELS:
+        raise ValueError(
+            f"{op}: backend 'triton' counts at most 2^28 pixels, x {list(x.shape)} has more; split the batch"
+        )
+    channels = max(channels, args[0].shape[1], weights[0].shape[0], 8)
+    if max(weight.shape[2] for weight in weights) * dilation * width * channels >= _MAX_WINDOW:
+        raise ValueError(
+            f"{op}: backend 'triton' takes windows that span less than 2^31 elements, those of x "
+            f"{list(x.shape)} span more"
+        )
 
 
 def _implementation(name: str) -> Any:
@@ -90,6 +100,8 @@ def _implementation(name: str) -> Any:
     fake = operator.fake_backward if name.endswith("_backward") else operator.fake
 
     def kernel(*args: Any) -> Any:
+        if not name.endswith("_backward"):
+            _check_size(name, args)
         if args[0].shape[0] == 0:  # nothing to launch: sums over an empty batch are zero
             return tree_map_only(Tensor, Tensor.zero_, fake(*args))
         from .kernels import operators

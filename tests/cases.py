@@ -116,9 +116,7 @@ def _leaves(args, dtype=None):
 
 def refused(operator, backend, args):
     """Whether `backend` does not offer this call. If so, it must say so."""
-    lacks = {
-        "triton": lambda dtype, mask, groups: dtype == torch.float64 or mask.shape[1] > 1 or groups > 1
-    }
+    lacks = {"triton": lambda dtype, mask, groups: dtype == torch.float64 or mask.shape[1] > 1 or groups > 1}
     features = args["skip" if "skip" in args else "x"]
     mask = args.get("mask")
     plane = features[:, :1] if mask is None or mask.stride(1) == 0 else mask

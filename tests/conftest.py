@@ -70,3 +70,11 @@ def poisoned_memory():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """float32 products in float32 on GPUs: the tolerances are for those."""
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True

@@ -23,9 +23,7 @@ import pconv_ext
 pytestmark = every_backend
 
 
-def case(
-    backend, shape=(2, 4, 9, 11), c_out=6, size=3, mask="random", bias=True, dtype=None, **options
-):
+def case(backend, shape=(2, 4, 9, 11), c_out=6, size=3, mask="random", bias=True, dtype=None, **options):
     """Arguments by name; `size` is an int or (kh, kw), `options` are those of the operator."""
     where = {"dtype": dtype or DTYPE_OF[backend], "device": DEVICE_OF[backend]}
     x = randn(*shape, **where)

@@ -1,4 +1,4 @@
-"""The Triton kernels against the float64 reference: on a GPU or, where there is none, in Triton's interpreter.
+"""The Triton kernels against the float64 reference: on a GPU or, without one, in Triton's interpreter.
 
 On a GPU the tests of the operators run with this backend as well, with all their cases; these few reach every
 path of every kernel, and are small enough for the interpreter.
@@ -10,10 +10,11 @@ import test_partial_conv2d
 import test_upcat_partial_conv2d
 import torch
 from cases import DEVICE_OF, check_against_reference, kernel, laid_out, mask_of, randn
+from pconv_ext.kernels import tuning
 from tolerances import TF32
 
 import pconv_ext
-from pconv_ext import reference
+from pconv_ext import _backends, reference
 
 BACKEND = "triton"
 HALF = [torch.bfloat16, torch.float16]
@@ -23,14 +24,6 @@ HALF = [torch.bfloat16, torch.float16]
 def available():
     ok, reason = pconv_ext.backends()[BACKEND]
     assert ok, f"these tests need Triton and a GPU or its interpreter: {reason}"
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
 
 
 def partial_conv2d(*args, layout="contiguous", grad_layout="contiguous", **options):
@@ -103,7 +96,9 @@ def test_upcat_partial_conv2d_geometry(k, size, c_low, c_skip, c_out):
 
 
 @pytest.mark.parametrize(
-    "masks", [("none", "none"), ("holes", "random"), ("sparse", "none"), ("one_for_all", "rectangle")], ids=str
+    "masks",
+    [("none", "none"), ("holes", "random"), ("sparse", "none"), ("one_for_all", "rectangle")],
+    ids=str,
 )
 def test_upcat_partial_conv2d_masks(masks):
     upcat_partial_conv2d((2, 12, 5, 6), masks=masks)
@@ -159,14 +154,19 @@ def test_small_and_empty(shape):
     [
         ({"groups": 2, "weight": torch.ones(6, 2, 3, 3)}, "no grouped convolution, groups is 2"),
         ({"mask": torch.ones(2, 4, 9, 11)}, r"masks of one plane, mask has shape \[2, 4, 9, 11\]"),
-        ({"x": torch.ones(2, 4, 9, 11).double(), "weight": torch.ones(6, 4, 3, 3).double()}, "is torch.float64"),
+        (
+            {"x": torch.ones(2, 4, 9, 11).double(), "weight": torch.ones(6, 4, 3, 3).double()},
+            "is torch.float64",
+        ),
     ],
     ids=["groups", "per channel mask", "float64"],
 )
 def test_what_it_cannot_take(change, reason):
     args = {"x": torch.ones(2, 4, 9, 11), "mask": None, "weight": torch.ones(6, 4, 3, 3)} | change
     args = {n: a.to(DEVICE_OF[BACKEND]) if isinstance(a, torch.Tensor) else a for n, a in args.items()}
-    with pytest.raises(ValueError, match=f"partial_conv2d: backend 'triton' cannot take this call: .*{reason}"):
+    with pytest.raises(
+        ValueError, match=f"partial_conv2d: backend 'triton' cannot take this call: .*{reason}"
+    ):
         pconv_ext.partial_conv2d(**args, backend=BACKEND)
 
 
@@ -175,6 +175,42 @@ def test_too_many_pixels_are_refused(shape):
     x = torch.ones(1, 1, 1, 1, device=DEVICE_OF[BACKEND]).expand(shape)
     with pytest.raises(ValueError, match=r"at most 2\^28 pixels, x \[.*\] has more; split the batch"):
         pconv_ext.partial_conv2d(x, None, torch.ones(1, 1, 1, 1, device=x.device), backend=BACKEND)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_configuration(dtype, capability, monkeypatch):
+    """All block sizes that may be chosen, on a shape for which few of them are."""
+    gather = {
+        tuning.gather_blocks(rows, n, dtype, capability)
+        for rows in (1, 2**20)
+        for n in (16, 32, 64, 128, 256)
+    }
+    wgrad = {tuning.wgrad_blocks(w, n, dtype, capability) for w in (1, 2) for n in (16, 32, 64, 128, 256)}
+    assert min(len(gather), len(wgrad)) >= 4
+    for i in range(max(len(gather), len(wgrad))):
+        chosen = sorted(gather)[i % len(gather)], sorted(wgrad)[i % len(wgrad)]
+        monkeypatch.setattr(tuning, "gather_blocks", lambda *_, chosen=chosen: chosen[0])
+        monkeypatch.setattr(tuning, "wgrad_blocks", lambda *_, chosen=chosen: chosen[1])
+        partial_conv2d((1, 19, 9, 10), 20, 3, padding=1, dtype=dtype, stride=1 + i % 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_auto_takes_it_first_where_it_can(monkeypatch):
+    device = DEVICE_OF[BACKEND]
+    assert _backends._ORDER["cuda"][0] == BACKEND
+    monkeypatch.setitem(_backends._ORDER, device, (BACKEND, "reference"))
+    monkeypatch.setattr(_backends, "_warned", set())
+    layer, x = pconv_ext.MSFEF(3, 4).to(device), torch.randn(1, 3, 9, 9, device=device)
+    with torch.profiler.profile() as profile:
+        layer(x, mask_of("random", x))
+    assert "pconv_ext_triton::msfef" in {event.key for event in profile.key_averages()}
+    weight = torch.ones(4, 1, 3, 3, device=device)
+    with pytest.warns(
+        UserWarning, match="slow reference .*triton: it has no grouped convolution, groups is 3"
+    ):
+        out, _ = pconv_ext.partial_conv2d(x, None, weight[:3], groups=3)
+    assert torch.equal(out, reference.partial_conv2d(x, None, weight[:3], groups=3)[0])
 
 
 def test_the_sum_over_splits_is_the_same_in_every_run():
@@ -188,10 +224,13 @@ def test_the_sum_over_splits_is_the_same_in_every_run():
 
 
 def test_tf32_where_cudnn_may_use_it():
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.allow_tf32 = True
     args = test_partial_conv2d.case(BACKEND, (1, 40, 12, 13), 32, padding=1)
     out, _ = pconv_ext.partial_conv2d(**args, backend=BACKEND)
-    wide = {n: a.double() if isinstance(a, torch.Tensor) and a.dtype.is_floating_point else a for n, a in args.items()}
+    wide = {
+        n: a.double() if isinstance(a, torch.Tensor) and a.dtype.is_floating_point else a
+        for n, a in args.items()
+    }
     expected, _ = reference.partial_conv2d(**wide)
     error = (out - expected).abs() / (expected.abs() + expected.square().mean().sqrt())
     assert error.max() <= TF32.relative

@@ -30,11 +30,15 @@ TOLERANCES = {
         1e-3, "a float32 result rounded once: at most 2^-11 = 4.9e-4 of it, measured 3.9e-4; times 2"
     ),
 }
-#: The GPU's backends fold the weights and scale the gradients in the dtype of the tensor cores' operands, so every
-#: product carries roundings of its own, which average out in the sum.
+#: The GPU's backends fold the weights and scale the gradients in the dtype of the tensor cores' operands, so
+#: every product carries roundings of its own, which average out in the sum.
 GPU_TOLERANCES = TOLERANCES | {
-    torch.bfloat16: Tolerance(4e-2, "a result and two operands rounded, 2^-8 each; on tiny maps measured 2.2e-2, times 2"),
-    torch.float16: Tolerance(5e-3, "a result and two operands rounded, 2^-11 each; on tiny maps measured 2.3e-3, times 2"),
+    torch.bfloat16: Tolerance(
+        4e-2, "a result and two operands rounded, 2^-8 each; on tiny maps measured 2.2e-2, times 2"
+    ),
+    torch.float16: Tolerance(
+        5e-3, "a result and two operands rounded, 2^-11 each; on tiny maps measured 2.3e-3, times 2"
+    ),
 }
 #: float32 with products in tf32, 10 bits of mantissa: what torch.backends.cudnn.conv.fp32_precision allows.
 TF32 = Tolerance(2e-2, "both operands rounded to 2^-11, in sums of up to some thousand products")

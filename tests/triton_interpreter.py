@@ -16,7 +16,7 @@ def use_without_gpu():
 
 
 def _mend():
-    """Run-time bounds of ``range`` with numpy >= 2.4 (Triton 3.6), bools of scalars in blocks (3.9), dots of bfloat16."""
+    """Bounds of ``range`` with numpy >= 2.4 (Triton 3.6), bools of scalars in blocks (3.9), bfloat16 dots."""
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter
@@ -29,7 +29,9 @@ def _mend():
 
     def widened(handle):
         if handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16:
-            return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+            return interpreter.TensorHandle(
+                (handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32
+            )
         return handle
 
     def dot(self, a, b, *rest):
