@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 PY := $(shell find buildtools kernels pconv_ext -name '*.py')
 SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
 
-.PHONY: test bench lint format typecheck dist wheel-check clean
+.PHONY: test bench lint format typecheck dist wheel-check triton-check clean
 
 test: $(VENV)/.pconv_ext
 	$(BIN)/pytest $(ARGS)
@@ -50,6 +50,12 @@ wheel-check: dist
 		build/wheel-check/bin/python -c "import torch; print('wheel-check: torch', torch.__version__)"; \
 		build/wheel-check/bin/pytest $(ARGS); \
 	done; rm -rf build/wheel-check
+
+# The oldest Triton supported, beside whichever the tests found: its interpreter and its compiler.
+triton-check: $(VENV)/.pconv_ext
+	rm -rf build/triton
+	$(BIN)/pip install --no-deps --target build/triton "triton==3.6.*"
+	PYTHONPATH=build/triton $(BIN)/pytest tests/test_triton.py tests/test_compiled.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info pconv_ext/*.so .mypy_cache .pytest_cache .ruff_cache

@@ -228,10 +228,11 @@ def main() -> None:
     for r in records:
         if r["kernel"] in MATRIX:
             tile = "x".join(str(r[key]) for key in ("BM", "BN", "BP") if key in r)
+            memory = f"{r['registers']:3} registers, {r['shared']:6} B shared, stack {r['stack']}"
+            code = f"HGMMA {r['HGMMA']:3} HMMA {r['HMMA']:3} LDGSTS {r['LDGSTS']:3}"
             print(
-                f"{r['gpu']} {r['layer']:18} {r['kernel']:14} {tile:11} {r['warps']} warps "
-                f"{r['registers']:3} registers, {r['shared']:6} B shared, stack {r['stack']}, HGMMA {r['HGMMA']:3} "
-                f"HMMA {r['HMMA']:3} LDGSTS {r['LDGSTS']:3}, {r['copies_in_flight']} copies in flight"
+                f"{r['gpu']} {r['layer']:18} {r['kernel']:14} {tile:11} {r['warps']} warps {memory}, {code}, "
+                f"{r['copies_in_flight']} copies in flight"
             )
     versions = {"triton": triton.__version__, "torch": torch.__version__}
     options.output.write_text(json.dumps({"versions": versions, "kernels": records}, indent=1) + "\n")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import pconv_ext
-
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "compiled.py"
 #: The least that a block may use on any chip of the generation: sm_86, sm_89 and sm_120 have 99 KiB.
 SHARED_LIMIT = 99 * 1024
@@ -22,10 +20,9 @@ UNTUNED = ("wide", "odd channels")
 def kernels(request, tmp_path_factory):
     """Figures of every kernel and every configuration, compiled in a process without the interpreter."""
     output = tmp_path_factory.mktemp("compiled") / "figures.json"
-    package = Path(pconv_ext.__file__).parents[1]
     run = subprocess.run(
         [sys.executable, SCRIPT, "--brief", "--capability", str(request.param), "--output", output],
-        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(package)},
+        env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
     )
