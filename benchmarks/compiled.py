@@ -94,6 +94,8 @@ ODD = {
     "one pixel": (msfef, 1, 1, 1, 1),
     "wide windows": (msfef, 1, 17, 20, 21, BF16, (5, 11)),
     "wide few channels": (msfef, 1, 3, 20, 21, BF16, (5, 11)),
+    "wide, 8 channels": (partial_conv2d, 1, 8, 8, 33, F32, 9, 1),
+    "few channels, 7x7": (msfef, 1, 8, 64, 33, F32),
     "dilated": (partial_conv2d, 1, 24, 24, 19, BF16, 3, 2, 3),
     "odd size": (upcat_partial_conv2d, 1, 24, 12, 24, 13),
     "wide odd size": (upcat_partial_conv2d, 1, 3, 12, 3, 13, BF16, 9),
@@ -190,7 +192,7 @@ def layers(brief: bool):
             yield f"{name} {label}", lambda c=call, a=args, d=dtype: c(*a, d), precision
     if brief:
         for name, (call, *args) in ODD.items():
-            yield name, lambda c=call, a=args: c(*a) if BF16 in a else c(*a, BF16), "tf32"
+            yield name, lambda c=call, a=args: c(*a) if BF16 in a or F32 in a else c(*a, BF16), "tf32"
 
 
 def compile_all(capability: int, brief: bool) -> list[dict]:

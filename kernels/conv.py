@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, plan, rows, tuning
+from . import launch, plan, rows
 from .launch import Entries, Plane, RowList, Source, Windows
 from .plan import Branch, Taps
 
@@ -97,7 +97,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """bias [C_out] (folded) or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
     taps = plan.forward_taps(p.parts, p.dilation)
-    blocks = tuning.gather_blocks(p.pixels, p.c_out, x.dtype, launch.capability(x.device))
+    blocks = launch.gather_blocks(p.pixels, p.c_out, x)
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
     packed = launch.pack(
         flat_weights(weights, p.parts),
@@ -111,7 +111,7 @@ def forward(
         blocks.n,
         adjoint=False,
     )
-    out = launch.empty_channels_last((p.n, p.c_out, p.ho, p.wo), x)
+    out = launch.empty_features((p.n, p.c_out, p.ho, p.wo), x)
     plain = len(taps.phases) - 1
     launch.matmul(
         row, [(features(x), taps, packed)], out, p.c_out, blocks, plain_phase=plain, mixed_phases=plain,
@@ -142,14 +142,14 @@ def backward(
 ) -> Gradients:
     """Gradients of `forward`; those of bias and scales follow from sums and products."""
     taps = plan.forward_taps(p.parts, p.dilation)
-    source = features(x) if needs_weights else None
     wide = launch.MAX_BLOCK_DEPTH
     window, row, _ = windows(p, mask, x, taps, wide)
-    grad = launch.scale_gradient(grad_out, window, copies=needs_x or needs_weights)
+    largest = p.parts[-1].kh * p.parts[-1].kw
+    grad = launch.scale_gradient(grad_out, window, largest, for_features=needs_x, for_weights=needs_weights)
     grad_x = adjoint(grad, x, mask, weights, scales, window, p) if needs_x else None
-    if source is None:
+    if not needs_weights:
         return Gradients(grad_x, None, grad.sums, None)
-    partial = launch.weight_partials(row, source, 0, 0, grad, p.c_out, taps, p.parts)
+    partial = launch.weight_partials(row, features(x), 0, 0, grad, p.c_out, taps, p.parts, shared=True)
     grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
     products = None
     if scales is not None:
@@ -174,7 +174,7 @@ def adjoint(
 ) -> Tensor:
     """Gradient of x, channels-last."""
     taps = plan.adjoint_taps(p.parts, p.stride, p.padding, p.dilation)
-    blocks = tuning.gather_blocks(p.n * p.h * p.w, p.c_in, x.dtype, launch.capability(x.device))
+    blocks = launch.gather_blocks(p.n * p.h * p.w, p.c_in, x)
     row = adjoint_rows(p, mask, x, window, taps, blocks.m)
     packed = launch.pack(
         flat_weights(weights, p.parts),
@@ -188,11 +188,18 @@ def adjoint(
         blocks.n,
         adjoint=True,
     )
-    grad_x = launch.empty_channels_last(tuple(x.shape), x)
+    grad_x = launch.empty_features(tuple(x.shape), x)
     source = Source(grad.copies, p.c_out, grad.pitch, p.wo, -1, p.pixels * grad.pitch)
     plain = len(taps.phases) - 1
     launch.matmul(
-        row, [(source, taps, packed)], grad_x, p.c_in, blocks, plain_phase=plain, mixed_phases=plain + 1
+        row,
+        [(source, taps, packed)],
+        grad_x,
+        p.c_in,
+        blocks,
+        plain_phase=plain,
+        mixed_phases=plain,
+        unscale=grad.unscale,
     )
     return grad_x
 
@@ -217,5 +224,4 @@ def adjoint_rows(
             WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
-    sets = 2 if reach else 1
-    return launch.row_list(x.device, pixels, sh * sw, 2, sets * taps.words, pad, fill)
+    return launch.row_list(x.device, pixels, sh * sw, 2, taps.words, pad, fill)

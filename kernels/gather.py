@@ -1,10 +1,10 @@
 """The matrix kernel of forward and of the gradient of the features: rows of taps times folded weights.
 
 One program computes BM pixels of a row list (see rows.py) times BN channels. Each K step gathers one tap of
-BK channels for all its pixels, straight from where the features are stored; a bit of the pixel's window says
-whether to read at all, so neither a masked copy nor a bounds check exists. All kernel sizes share one
-accumulator: the pass over kernel b ends by scaling the rows with r_b / r_(b+1), as the identity
-``r3 c3 + r5 c5 + r7 c7 = r7 (r5/r7 (r3/r5 c3 + c5) + c7)`` allows.
+BK channels for all its pixels from channels-last features; a bit of the pixel's window says whether to read
+at all, so neither a masked copy nor a bounds check exists. All kernel sizes share one accumulator: forward,
+the pass over kernel b ends by scaling the rows with r_b / r_(b+1), as the identity ``r3 c3 + r5 c5 + r7 c7 =
+r7 (r5/r7 (r3/r5 c3 + c5) + c7)`` allows; backward, each pass reads a copy of the gradient scaled beforehand.
 """
 
 import triton
@@ -50,6 +50,9 @@ def accumulate(
     kk = tl.arange(0, BK)
     b_rows = weights + (first_n + tl.arange(0, BN))[None, :].to(tl.int64) * KP + kk[:, None]
     rows = tl.arange(0, BM)
+    w_words = words + rows
+    bits = tl.load(w_words)[:, None]
+    COPIES: tl.constexpr = max(len(PHASES) - 1, 1)  # the merged phase reads the last kernel's
     a_rows = x + tl.load(corners + rows)[:, None].to(tl.int64) * PITCH
     first_y = pick(FIRST_Y, segment // SEGMENTS_X)
     first_x = pick(FIRST_X, segment % SEGMENTS_X)
@@ -59,18 +62,14 @@ def accumulate(
         oy = 0 * phase
         ox = 0 * phase
         w0 = 0 * phase
-        word_set = 0 * phase
         for j in tl.static_range(len(PHASES)):
             kh = tl.where(phase == j, PHASES[j][0], kh)
             kw = tl.where(phase == j, PHASES[j][1], kw)
             oy = tl.where(phase == j, PHASES[j][2], oy)
             ox = tl.where(phase == j, PHASES[j][3], ox)
             w0 = tl.where(phase == j, PHASES[j][4], w0)
-            word_set = tl.where(phase == j, PHASES[j][5], word_set)
         jy0, ny = tap_range(first_y, STEP_Y, oy, kh)
-        a_phase = a_rows + tl.cast(phase, tl.int64) * copy_stride
-        w_words = words + tl.cast(word_set * WORDS, tl.int64) * entries + rows
-        bits = tl.load(w_words)[:, None]
+        a_phase = a_rows + tl.cast(tl.minimum(phase, COPIES - 1), tl.int64) * copy_stride
         if ROW_CHANNELS > 0:
             column = kk // ROW_CHANNELS
             in_row = (column < NX)[None, :]
@@ -81,7 +80,7 @@ def accumulate(
                     word = w_words[:, None] + tl.cast(bit // WORD_BITS, tl.int64) * entries
                     read = (tl.load(word, mask=in_row, other=0) >> (bit % WORD_BITS)) & 1
                 else:
-                    read = (bits >> bit) & 1
+                    read = (bits >> tl.minimum(bit, WORD_BITS)) & 1
                 a = tl.load(a_ptrs + (jy0 + i) * tap_y * PITCH, mask=(read != 0) & in_row, other=0.0)
                 b = tl.load(b_rows + tl.cast(w0 + segment * SLAB + jy0 + i, tl.int64) * (NP * KP))
                 acc = tl.dot(a, b, acc, input_precision=PRECISION)
@@ -124,14 +123,14 @@ def accumulate(
 @triton.jit
 def gather_matmul(
     x0, x1, weights0, weights1, ints, words, limits, ratio, bias, out,
-    entries, capacity, P, copy_stride, tap_y0, tap_x0, tap_y1, tap_x1,
+    entries, capacity, P, copy_stride, unscale, tap_y0, tap_x0, tap_y1, tap_x1,
     SOURCE0: tl.constexpr, PHASES0: tl.constexpr, SOURCE1: tl.constexpr, PHASES1: tl.constexpr,
     FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, WORDS0: tl.constexpr,
     NOUT: tl.constexpr, NP: tl.constexpr, RATIOS: tl.constexpr, PLAIN_PHASE: tl.constexpr,
     MIXED_PHASES: tl.constexpr, HAS_BIAS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out[pixel, :NOUT] = ratio * (sum over sources and taps) + bias; 0 for dead pixels.
+    """out[pixel, :NOUT] = unscale * ratio * (sum over sources and taps) + bias; 0 for dead pixels.
 
     SOURCE1 = () if there is one source.
     """
@@ -161,6 +160,7 @@ def gather_matmul(
             segment, first_n, lo, hi, copy_stride, tap_y1, tap_x1, ratio, P,
             SOURCE1, PHASES1, FIRST_Y, FIRST_X, NP, RATIOS, BM, BN, STAGES, PRECISION,
         )  # fmt: skip
+    acc *= unscale
     n = first_n + tl.arange(0, BN)
     if HAS_BIAS and live:
         acc += tl.load(bias + n, mask=n < NOUT, other=0.0).to(tl.float32)[None, :]

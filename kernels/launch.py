@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import gather, gradients, rows, tuning, weights, wgrad
-from .plan import Branch, Phase, Taps, rounded, row_channels
+from pconv_ext._geometry import memory_format
 
-MAX_PIXELS = 2**28  # indices of pixels and of their entries are int32
+from . import gather, gradients, rows, tuning, weights, wgrad
+from .plan import Branch, Phase, Taps, rounded, row_channels, row_depth
+
 MAX_BLOCK_DEPTH = 64  # of tuning.wgrad_blocks: row lists for wgrad.tap_matmul are filled up to it
 
 
@@ -81,15 +82,26 @@ def capability(device: torch.device) -> int:
     return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
 
 
-def empty_channels_last(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Uninitialised features [N, C, H, W] in dtype and on the device of `like`."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+def empty_features(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Uninitialised features [N, C, H, W] in channels-last storage, in dtype and on the device of `like`.
+
+    Where storage is the same in both layouts, strides are those of the layout of `like`: the layout of all
+    that follows depends on them.
+    """
+    ambiguous = shape[1] == 1 or shape[2] * shape[3] == 1
+    layout = memory_format(like) if ambiguous else torch.channels_last
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: what the user chose for cuDNN's convolutions."""
     chosen = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     return "ieee" if dtype == torch.float32 and chosen != "tf32" else "tf32"
+
+
+def gather_blocks(rows: int, n_out: int, like: Tensor) -> tuning.Blocks:
+    """Configuration of `matmul` for `rows` pixels and `n_out` channels, dtype and device of `like`."""
+    return tuning.gather_blocks(rows, n_out, like.dtype, capability(like.device), precision(like.dtype))
 
 
 class Entries(NamedTuple):
@@ -116,10 +128,15 @@ def row_list(
 
     ``fill(grid, entries, block)`` launches a windows kernel.
     """
-    block = 256
+    block = 256 if pixels <= 2**20 else 1024  # each block of `compact` sums the counts of all
     n_blocks = max(-(-pixels // block), 1)
     q = n_blocks * block
     capacity = rounded(q, pad) + 3 * pad
+    if max(ints, words) * segments * capacity >= 2**31 or segments >= 2**16:
+        raise ValueError(
+            f"backend 'triton' cannot index {pixels} pixels in each of {segments} classes of "
+            f"windows of {words} words: split the batch, or use backend='reference'"
+        )
 
     def empty(n: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(n, dtype=dtype, device=device)
@@ -187,12 +204,12 @@ def pack(
     """
     summed, kept = (c_out, c_in) if adjoint else (c_in, c_out)
     np_ = rounded(kept, block_n)
-    few = row_channels(summed)
-    kp = tuning.power_of_two(max(few * taps.x.taps, 16))
+    kp = row_depth(summed, taps.x.taps, weight.element_size())
     scales_arg = weight if scales is None else scales
     common = {"NOUT": c_out, "CIN": c_in, "KERNELS": tuple(map(tuple, parts)), "PHASES": _tuples(taps.phases)}
     slab_stride = weight.numel() // slabs if slabs > 1 else 0
-    if few and kp <= 128:
+    if kp:
+        few = row_channels(summed)
         segments = max(slabs, len(taps.y.first) * len(taps.x.first))
         slots = segments * len(taps.phases) * taps.y.taps
         data = weight.new_empty(slots * np_ * kp)
@@ -249,6 +266,7 @@ def matmul(
     ratio: Tensor | None = None,
     pixels: int = 0,
     bias: Tensor | None = None,
+    unscale: float = 1.0,
 ) -> None:
     """out [pixels, n_out] (channels-last storage) of the gathered taps times the packed weights."""
     np_ = rounded(n_out, blocks.n)
@@ -261,8 +279,8 @@ def matmul(
     source1, phases1 = source_constants(*second) if len(sources) > 1 else ((), ())
     gather.gather_matmul[grid](
         first[0].data, second[0].data, first[2].data, second[2].data, row.ints, row.words, row.limits,
-        out if ratio is None else ratio, out if bias is None else bias, out,
-        row.entries, row.capacity, pixels, first[0].copy_stride, *steps[0], *steps[-1],
+        out if ratio is None else ratio, out if bias is None else bias.contiguous(), out,
+        row.entries, row.capacity, pixels, first[0].copy_stride, unscale, *steps[0], *steps[-1],
         SOURCE0=source0, PHASES0=phases0, SOURCE1=source1, PHASES1=phases1,
         FIRST_Y=first[1].y.first, FIRST_X=first[1].x.first,
         WORDS0=first[1].words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
@@ -273,30 +291,38 @@ def matmul(
 
 
 class ScaledGradient(NamedTuple):
-    """The incoming gradient times the ratios, and its sum over live pixels."""
+    """The incoming gradient times the ratio of each branch, and its sum over live pixels."""
 
-    copies: Tensor  # [branches, P, pitch]
+    copies: Tensor  # [branches, P, pitch], see gradients.scale_gradient
     pitch: int
+    unscale: float  # what to multiply results with
     sums: Tensor  # [C_out] float32
 
 
-def scale_gradient(grad_out: Tensor, windows: Windows, *, copies: bool) -> ScaledGradient:
-    """See gradients.scale_gradient. `grad_out` [N, C_out, H, W] in any layout."""
+def scale_gradient(
+    grad_out: Tensor, windows: Windows, largest: int, *, for_features: bool, for_weights: bool
+) -> ScaledGradient:
+    """See gradients.scale_gradient. `grad_out` [N, C_out, H, W] in any layout; `largest` possible ratio.
+
+    In float16 the copies are made smaller by a power of two, so that no ratio makes them overflow.
+    """
     n_out = grad_out.shape[1]
     grad_out = grad_out.contiguous(memory_format=torch.channels_last)
     ratios, pixels = windows.ratio.shape
+    copies = for_features or for_weights
     pitch = row_channels(n_out) or rounded(n_out, 8)
     scaled = grad_out.new_empty((ratios if copies else 0, pixels, pitch))
     block_c = min(tuning.power_of_two(pitch), 64)
-    block_p = 4096 // block_c
+    block_p = 2048 // block_c
     rounds = max(1, min(16, pixels // (block_p * 1024)))
     n_blocks = -(-pixels // (block_p * rounds))
+    unscale = float(tuning.power_of_two(largest)) if grad_out.dtype == torch.float16 else 1.0
     sums = torch.empty((n_blocks, n_out), dtype=torch.float32, device=grad_out.device)
     gradients.scale_gradient[(n_blocks, -(-pitch // block_c))](
-        grad_out, windows.ratio, windows.state, scaled, sums, pixels, pixels * pitch,
-        NOUT=n_out, PITCH=pitch, RATIOS=ratios, COPIES=copies, BP=block_p, BC=block_c, ROUNDS=rounds,
+        grad_out, windows.ratio, windows.state, scaled, sums, pixels, pixels * pitch, rounds, 1 / unscale,
+        NOUT=n_out, PITCH=pitch, RATIOS=ratios, COPIES=copies, ALL=for_features, BP=block_p, BC=block_c,
     )  # fmt: skip
-    return ScaledGradient(scaled, pitch, sums.sum(0))
+    return ScaledGradient(scaled, pitch, unscale, sums.sum(0))
 
 
 class Partial(NamedTuple):
@@ -306,8 +332,9 @@ class Partial(NamedTuple):
     parts: int
     slots: int
     cp: int
-    corrections: tuple[int, ...]  # first slot of each branch's correction, -1 for none
+    own: tuple[int, ...]  # first slot of each branch at mixed pixels, -1 for none
     row_channels: int
+    unscale: float
 
 
 def weight_partials(
@@ -319,42 +346,46 @@ def weight_partials(
     c_out: int,
     taps: Taps,
     parts: tuple[Branch, ...],
+    *,
+    shared: bool,
 ) -> Partial:
-    """x under every tap, transposed, times the gradient; `source` is the row list's `index`-th."""
-    few = row_channels(source.channels)
-    cp = tuning.power_of_two(max(few * taps.x.taps, 16))
-    if not few or cp > 128:
-        few, cp = 0, source.channels
+    """x under every tap, transposed, times the gradient; `source` is the row list's `index`-th.
+
+    `shared`: taps are the same in all segments, else sums are kept apart.
+    """
+    cp = row_depth(source.channels, taps.x.taps, source.data.element_size())
+    few = row_channels(source.channels) if cp else 0
+    cp = cp or source.channels
     pixels = grad.copies.shape[1]
     blocks = tuning.wgrad_blocks(taps.words, c_out, grad.copies.dtype, capability(grad.copies.device))
     block_c = min(max(tuning.power_of_two(cp), 16), blocks.m)
     per_tile = blocks.m // block_c
     phases: list[tuple[int, ...]] = []
     slots = groups = 0
-    corrections = []
     last = len(parts) - 1
-    for b in (last, *range(last)):  # the merged kernel first
+    kinds = [(last, 2)] if last == 0 else [(last, 0), *((b, 1) for b in range(len(parts)))]
+    for b, kind in kinds:  # the merged kernel first
         high, wide = parts[b].kh, 1 if few else parts[b].kw
-        phases.append((high, wide, parts[b].oy, 0 if few else parts[b].ox, slots, b, int(b != last)))
-        corrections.append(slots)
+        phases.append((high, wide, parts[b].oy, 0 if few else parts[b].ox, slots, b, kind))
         slots += high * wide
         groups += -(-high * wide // per_tile)
-    corrections = [*corrections[1:], -1]
+    own = tuple(phase[4] for phase in phases[1:]) or (-1,)
     tiles = groups * -(-cp // block_c) * -(-grad.pitch // blocks.n)
-    splits = max(1, min(2 * 132 * 2 // max(tiles * row.segments, 1), pixels // (blocks.k * 8), 64))
+    segments = 1 if shared else row.segments
+    splits = max(1, min(2 * 132 * 2 // max(tiles * segments, 1), pixels // (blocks.k * 8), 64))
     data = torch.empty(
-        (splits, row.segments, slots, cp, grad.pitch), dtype=torch.float32, device=source.data.device
+        (splits, segments, slots, cp, grad.pitch), dtype=torch.float32, device=source.data.device
     )
-    wgrad.tap_matmul[(tiles, splits * row.segments)](
+    wgrad.tap_matmul[(tiles, splits * segments)](
         source.data, grad.copies, row.ints, row.words, row.limits, data, row.entries, row.capacity,
-        pixels * grad.pitch, taps.y.jump * source.width, taps.x.jump,
-        C=source.channels, PITCH=source.pitch, CP=cp, NOUT=c_out, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
+        pixels * grad.pitch, taps.y.jump * source.width, taps.x.jump, splits,
+        C=source.channels, PITCH=source.pitch, CP=cp, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
         SLOTS=slots, NX=taps.x.taps, ROW_CHANNELS=few, SOURCE=index, WORDS=taps.words, WORD0=word0,
-        SEGMENTS=row.segments, SPLITS=splits, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,
+        SEGMENTS=row.segments, SHARED=shared, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,
         STAGES=blocks.stages, PRECISION=precision(grad.copies.dtype),
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
-    return Partial(data, splits, slots, cp, tuple(corrections), few)
+    return Partial(data, splits, slots, cp, own, few, grad.unscale)
 
 
 def finish(
@@ -382,9 +413,9 @@ def finish(
     weights.finish[(blocks_f, -(-c_out // 32))](
         partial.data, weight, weight if scales is None else scales,
         grad, grad if products is None else products,
-        partial.parts, stride_out, blocks_f if products is None else products.shape[1],
+        partial.parts, stride_out, blocks_f if products is None else products.shape[1], partial.unscale,
         NOUT=c_out, CIN=c_in, KH=part.kh, KW=part.kw, OY=part.oy, OX=part.ox, WINDOW_W=window_w,
-        CORRECTION=partial.corrections[b], SLOTS=partial.slots, CP=partial.cp, GRAD_PITCH=pitch,
+        OWN=partial.own[b], SLOTS=partial.slots, CP=partial.cp, GRAD_PITCH=pitch,
         ROW_CHANNELS=partial.row_channels, SCALE_ROW=part.row, HAS_SCALES=scales is not None, LOW=low,
         SEGMENTS=segments, CUT_H=cut[0], CUT_W=cut[1], BO=32, BF=64, num_warps=8,
     )  # fmt: skip

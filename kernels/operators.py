@@ -96,7 +96,9 @@ def msfef_backward(
             grad_out, x, mask, weights, scales.contiguous(), p,
             needs_x=needs_x, needs_weights=needs_weights or needs_scales,
         )  # fmt: skip
-        grad_biases = [(row * grads.sums).to(x.dtype) for row in scales] if needs_biases else []
+        grad_biases = []
+        if needs_biases:
+            grad_biases = [row.clone() for row in (scales * grads.sums).to(x.dtype)]
         grad_scales = _none(x)
         if needs_scales and grads.products is not None:
             total = grads.products

@@ -27,7 +27,6 @@ class Phase(NamedTuple):
     oy: int
     ox: int
     slot: int  # first of its weights
-    word_set: int  # which bits say whether a tap is read
     branch_lo: int  # the branches summed in its weights
     branch_hi: int
 
@@ -72,37 +71,34 @@ def branches(kernels: list[tuple[int, int]], c_out: int, c_in: int) -> tuple[Bra
     return tuple(result)
 
 
-def _phases(parts: tuple[Branch, ...], passes: list[tuple[int, int, int]]) -> tuple[Phase, ...]:
+def _phases(parts: tuple[Branch, ...]) -> tuple[Phase, ...]:
+    """Each kernel by itself for mixed pixels, then all merged for plain ones."""
+    passes = [(b, b + 1) for b in range(len(parts))]
+    if len(parts) > 1:
+        passes.append((0, len(parts)))
     result, slot = [], 0
-    for word_set, lo, hi in passes:
+    for lo, hi in passes:
         window = parts[hi - 1]
-        result.append(Phase(window.kh, window.kw, window.oy, window.ox, slot, word_set, lo, hi))
+        result.append(Phase(window.kh, window.kw, window.oy, window.ox, slot, lo, hi))
         slot += window.kh * window.kw
     return tuple(result)
 
 
 def forward_taps(parts: tuple[Branch, ...], dilation: list[int]) -> Taps:
-    """Each kernel by itself for mixed pixels, then all merged for plain ones."""
+    """Of a convolution, over x."""
     last = parts[-1]
-    passes = [(0, b, b + 1) for b in range(len(parts))]
-    if len(parts) > 1:
-        passes.append((0, 0, len(parts)))
-    return Taps(
-        Axis((0,), 1, dilation[0], last.kh), Axis((0,), 1, dilation[1], last.kw), _phases(parts, passes), 0
-    )
+    return Taps(Axis((0,), 1, dilation[0], last.kh), Axis((0,), 1, dilation[1], last.kw), _phases(parts), 0)
 
 
 def adjoint_taps(
     parts: tuple[Branch, ...], stride: list[int], padding: tuple[int, int], dilation: list[int]
 ) -> Taps:
-    """The smaller kernels' corrections at mixed pixels, then the merged kernel for all."""
+    """Of its adjoint, over the scaled gradients."""
     last = parts[-1]
-    passes = [(1, b, b + 1) for b in range(len(parts) - 1)]
-    passes.append((0, 0, len(parts)))
     return Taps(
         _adjoint_axis(last.kh, stride[0], padding[0], dilation[0]),
         _adjoint_axis(last.kw, stride[1], padding[1], dilation[1]),
-        _phases(parts, passes),
+        _phases(parts),
         0,
     )
 
@@ -121,12 +117,21 @@ def _adjoint_axis(k: int, stride: int, padding: int, dilation: int) -> Axis:
 def square_taps(k: int, slab: int = 0) -> Taps:
     """A k x k window of one kernel; `slab` = k * k if each segment has weights of its own."""
     axis = Axis((0,), 1, 1, k)
-    return Taps(axis, axis, (Phase(k, k, 0, 0, 0, 0, 0, 1),), slab)
+    return Taps(axis, axis, (Phase(k, k, 0, 0, 0, 0, 1),), slab)
 
 
 def row_channels(channels: int) -> int:
-    """Channels of a pixel where a K step takes a row of taps at once; 0 where it takes one tap."""
+    """Channels to which a pixel with few of them is filled up; 0 where it has more."""
     return 4 if channels <= 4 else 8 if channels <= 8 else 0
+
+
+def row_depth(channels: int, columns: int, itemsize: int) -> int:
+    """Elements of a row of `columns` taps, if a K step takes all of them at once; 0 if it takes one tap.
+
+    It does for few channels, as long as the row fits the width of a shared memory tile, 128 bytes.
+    """
+    depth = max(16, 1 << (max(row_channels(channels) * columns, 1) - 1).bit_length())
+    return depth if row_channels(channels) and depth * itemsize <= 128 else 0
 
 
 def rounded(n: int, to: int) -> int:

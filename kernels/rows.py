@@ -6,8 +6,8 @@ mask and a class. `compact` then sorts the pixels of every segment by class, wit
 scatter; nothing waits for the host and the order is always the same.
 
 Classes: MIXED pixels need one pass for each kernel size, PLAIN ones a single pass over the merged kernel,
-DEAD ones are zero. A segment is the set of pixels that share their weights: all of them in a forward
-convolution, those of one parity going backward through a stride or forward through an up-sampling.
+DEAD ones (backward: holes) are zero. A segment is the set of pixels that share their weights: all of them in
+a forward convolution, those of one parity going backward through a stride or forward through an up-sampling.
 """
 
 import triton
@@ -186,8 +186,8 @@ def adjoint_windows(
     Of the pixels of one segment (their residues modulo the stride) the j-th tap in a direction is
     ``FIRST[residue] + j * STEP`` of the kernel, at an output pixel ``j * JUMP`` before the first one's. A
     pixel is MIXED where an output pixel that is, holds it within the kernel REACH = (kh, kw, oy, ox) (the
-    second largest, () if there is one kernel only). Entries have ints (pixel, first output pixel) and two
-    sets of words: taps at live output pixels, and at mixed ones where REACH is given.
+    second largest, () if there is one kernel only). Entries have ints (pixel, first output pixel) and words
+    of the taps at live output pixels.
     """
     block = tl.program_id(0)
     segment = tl.program_id(1)
@@ -202,8 +202,7 @@ def adjoint_windows(
     total = tl.num_programs(1) * Q
     mixed = tl.zeros([BLOCK], tl.int1)
     for word in tl.static_range(WORDS):
-        live_bits = tl.zeros([BLOCK], tl.int64)
-        mixed_bits = tl.zeros([BLOCK], tl.int64)
+        bits = tl.zeros([BLOCK], tl.int64)
         for t in range(word * WORD_BITS, min((word + 1) * WORD_BITS, NY * NX)):
             dy = dy0 + (t // NX) * STEP_Y
             dx = dx0 + (t % NX) * STEP_X
@@ -211,16 +210,13 @@ def adjoint_windows(
             ox = ox0 - (t % NX) * JUMP_X
             fits = inside & (dy < KH) & (dx < KW) & (oy >= 0) & (oy < HO) & (ox >= 0) & (ox < WO)
             state = tl.load(natural_state + (n * HO + oy) * WO + ox, mask=fits, other=2)
-            live_bits |= (fits & (state != DEAD)).to(tl.int64) << (t - word * WORD_BITS)
+            bits |= (fits & (state != DEAD)).to(tl.int64) << (t - word * WORD_BITS)
             if len(REACH) > 0:
                 near = (dy >= REACH[2]) & (dy < REACH[2] + REACH[0])
                 near = near & (dx >= REACH[3]) & (dx < REACH[3] + REACH[1])
                 near = fits & near & (state == MIXED)
-                mixed_bits |= near.to(tl.int64) << (t - word * WORD_BITS)
                 mixed = mixed | near
-        tl.store(entry_words + word * total + e, live_bits)
-        if len(REACH) > 0:
-            tl.store(entry_words + (WORDS + word) * total + e, mixed_bits)
+        tl.store(entry_words + word * total + e, bits)
     state = tl.where(ok, tl.where(inside, tl.where(mixed, MIXED, PLAIN), DEAD), OUTSIDE)
     tl.store(entry_state + e, state.to(tl.int8))
     tl.store(entry_ints + e, (n * H + y) * W + x)

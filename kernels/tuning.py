@@ -26,10 +26,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
+def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, precision: str) -> Blocks:
     """Configuration of gather.gather_matmul for `rows` pixels and `n_out` channels.
 
-    `capability` is 80 for sm_80 to sm_89 and 90 from there on.
+    `capability` is 80 for sm_80 to sm_89 and 90 from there on; `precision` "ieee" is float32 without tensor
+    cores. k, the depth of a step, is that of many channels, see `channel_blocks`.
     """
     wide = dtype == torch.float32
     k = 32 if wide else 64
@@ -37,7 +38,7 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int) ->
     if rows * n_out <= 128 * 128 * 96:  # too few tiles for the chip: smaller ones
         return Blocks(64, min(n, 64), k, 4, 4 if capability >= 90 else 3)
     if n < 128:
-        return Blocks(128 if capability >= 90 else 64, n, k, 4, 3)
+        return Blocks(128 if capability >= 90 and precision != "ieee" else 64, n, k, 4, 3)
     return Blocks(128, 128, k, 8, 3)
 
 

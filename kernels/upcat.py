@@ -34,6 +34,11 @@ class Problem(NamedTuple):
         return self.n * self.h * self.w
 
     @property
+    def largest_ratio(self) -> int:
+        """Of a window with a single valid entry."""
+        return -(-(self.c_low + self.c_skip) * self.k * self.k // min(self.c_low, self.c_skip))
+
+    @property
     def cut(self) -> tuple[int, int]:
         """Last rows and columns whose windows an odd size cuts between two copies of a low pixel."""
         return (min(self.k // 2, self.h) if self.h % 2 else 0, min(self.k // 2, self.w) if self.w % 2 else 0)
@@ -116,7 +121,7 @@ def forward(
     """out (channels-last) and new_mask."""
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
-    blocks = tuning.gather_blocks(p.pixels, p.c_out, skip.dtype, launch.capability(skip.device))
+    blocks = launch.gather_blocks(p.pixels, p.c_out, skip)
     window, row, new_mask = windows(p, mask_low, mask_skip, skip, blocks.m)
     km = (p.k + 1) // 2
     low_taps, skip_taps = plan.square_taps(km, km * km), plan.square_taps(p.k)
@@ -129,7 +134,7 @@ def forward(
         weight[:, p.c_low :], None, p.skip().parts, skip_taps, p.c_out, p.c_skip, p.c_low + p.c_skip, 1,
         blocks.n, adjoint=False,
     )  # fmt: skip
-    out = launch.empty_channels_last((p.n, p.c_out, p.h, p.w), skip)
+    out = launch.empty_features((p.n, p.c_out, p.h, p.w), skip)
     launch.matmul(
         row, [(conv.features(x_low), low_taps, packed_low), (conv.features(skip), skip_taps, packed_skip)],
         out, p.c_out, blocks, plain_phase=0, mixed_phases=0, ratio=window.ratio, pixels=p.pixels, bias=bias,
@@ -162,7 +167,9 @@ def backward(
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
     window, row, _ = windows(p, mask_low, mask_skip, skip, launch.MAX_BLOCK_DEPTH)
-    grad = launch.scale_gradient(grad_out, window, copies=needs_low or needs_skip or needs_weight)
+    grad = launch.scale_gradient(
+        grad_out, window, p.largest_ratio, for_features=needs_low or needs_skip, for_weights=needs_weight
+    )
     side = p.skip()
     grad_low = low_adjoint(grad, x_low, mask_low, weight, window, p) if needs_low else None
     grad_skip = (
@@ -177,11 +184,14 @@ def backward(
         low_parts = plan.branches([(km, km)], p.c_out, p.c_low)
         grad_weight = torch.empty_like(weight)
         stride_out = p.c_low + p.c_skip
-        share = launch.weight_partials(row, conv.features(x_low), 0, 0, grad, p.c_out, low_taps, low_parts)
+        share = launch.weight_partials(
+            row, conv.features(x_low), 0, 0, grad, p.c_out, low_taps, low_parts, shared=False
+        )
         whole = side.parts[0]
         launch.finish(share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut)
+        del share
         share = launch.weight_partials(
-            row, conv.features(skip), 1, low_taps.words, grad, p.c_out, skip_taps, side.parts
+            row, conv.features(skip), 1, low_taps.words, grad, p.c_out, skip_taps, side.parts, shared=True
         )
         launch.finish(share, 0, whole, p.k, weight, grad_weight[:, p.c_low :], p.c_skip, stride_out)
     return Gradients(grad_low, grad_skip, grad_weight, grad.sums)
@@ -203,7 +213,7 @@ def low_adjoint(
     taps = plan.square_taps(p.k + 1, slots)
     parts = plan.branches([(p.k + 1, p.k + 1)], p.c_out, p.c_low)
     pixels = p.n * p.lh * p.lw
-    blocks = tuning.gather_blocks(pixels, p.c_low, x_low.dtype, launch.capability(x_low.device))
+    blocks = launch.gather_blocks(pixels, p.c_low, x_low)
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.low_adjoint_windows[grid](
@@ -217,7 +227,16 @@ def low_adjoint(
     packed = launch.pack(
         folded, None, parts, taps, p.c_out, p.c_low, p.c_low, segments, blocks.n, adjoint=True
     )
-    grad_low = launch.empty_channels_last(tuple(x_low.shape), x_low)
+    grad_low = launch.empty_features(tuple(x_low.shape), x_low)
     source = Source(grad.copies, p.c_out, grad.pitch, p.w, 1)
-    launch.matmul(row, [(source, taps, packed)], grad_low, p.c_low, blocks, plain_phase=0, mixed_phases=0)
+    launch.matmul(
+        row,
+        [(source, taps, packed)],
+        grad_low,
+        p.c_low,
+        blocks,
+        plain_phase=0,
+        mixed_phases=0,
+        unscale=grad.unscale,
+    )
     return grad_low

@@ -65,7 +65,7 @@ def pack_taps(
 ):  # fmt: skip
     """packed [slabs, SLOTS, NP, KP]; rows are output channels, with ADJOINT input channels.
 
-    PHASES: (kh, kw, oy, ox, first slot, -, branch_lo, branch_hi). Grid: rows, blocks of BK columns, slabs x
+    PHASES: (kh, kw, oy, ox, first slot, branch_lo, branch_hi). Grid: rows, blocks of BK columns, slabs x
     phases.
     """
     row = tl.program_id(0)
@@ -86,8 +86,8 @@ def pack_taps(
         oy = tl.where(phase == j, PHASES[j][2], oy)
         ox = tl.where(phase == j, PHASES[j][3], ox)
         slot0 = tl.where(phase == j, PHASES[j][4], slot0)
-        branch_lo = tl.where(phase == j, PHASES[j][6], branch_lo)
-        branch_hi = tl.where(phase == j, PHASES[j][7], branch_hi)
+        branch_lo = tl.where(phase == j, PHASES[j][5], branch_lo)
+        branch_hi = tl.where(phase == j, PHASES[j][6], branch_hi)
     if ADJOINT:
         w_out = k
         w_in = row
@@ -125,8 +125,8 @@ def pack_rows(
     branch_lo = 0 * phase
     branch_hi = 0 * phase
     for j in tl.static_range(len(PHASES)):
-        branch_lo = tl.where(phase == j, PHASES[j][6], branch_lo)
-        branch_hi = tl.where(phase == j, PHASES[j][7], branch_hi)
+        branch_lo = tl.where(phase == j, PHASES[j][5], branch_lo)
+        branch_hi = tl.where(phase == j, PHASES[j][6], branch_hi)
     kk = tl.arange(0, KP)[None, :]
     jx = kk // ROW_CHANNELS
     channel = kk % ROW_CHANNELS
@@ -210,18 +210,19 @@ def fold_low(
 
 @triton.jit
 def finish(
-    partial, weight, scales, grad, scale_grad, parts, stride_out, blocks_f,
+    partial, weight, scales, grad, scale_grad, parts, stride_out, blocks_f, unscale,
     NOUT: tl.constexpr, CIN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    OY: tl.constexpr, OX: tl.constexpr, WINDOW_W: tl.constexpr, CORRECTION: tl.constexpr,
+    OY: tl.constexpr, OX: tl.constexpr, WINDOW_W: tl.constexpr, OWN: tl.constexpr,
     SLOTS: tl.constexpr, CP: tl.constexpr, GRAD_PITCH: tl.constexpr, ROW_CHANNELS: tl.constexpr,
     SCALE_ROW: tl.constexpr, HAS_SCALES: tl.constexpr, LOW: tl.constexpr, SEGMENTS: tl.constexpr,
     CUT_H: tl.constexpr, CUT_W: tl.constexpr, BO: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one branch [C_out, C_in, KH, KW] from partial [parts, SEGMENTS, SLOTS, CP, GRAD_PITCH].
+    """Gradient of one branch [C_out, C_in, KH, KW]: unscale times the sum of `partial`.
 
-    The merged kernel's slots come first, the branch's correction begins at slot CORRECTION (-1: none). LOW:
-    the slots are low-resolution taps, which differ by segment. With HAS_SCALES also the products <W, G>
-    [blocks_f, C_out]. Grid: blocks of BF (input channel, tap) pairs, blocks of BO output channels.
+    partial [parts, SEGMENTS, SLOTS, CP, GRAD_PITCH]: the merged kernel's slots come first, the branch's own
+    begin at slot OWN (-1: none). LOW: the slots are low-resolution taps, which differ by segment. With
+    HAS_SCALES also the products <W, G> [blocks_f, C_out]. Grid: blocks of BF (input channel, tap) pairs,
+    blocks of BO output channels.
     """
     f = tl.program_id(0) * BF + tl.arange(0, BF)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
@@ -231,10 +232,10 @@ def finish(
     if ROW_CHANNELS > 0:
         column = (OX + t % KW) * ROW_CHANNELS + c
         merged = (OY + t // KW) * CP + column
-        own = (CORRECTION + t // KW) * CP + column
+        own = (OWN + t // KW) * CP + column
     else:
         merged = ((OY + t // KW) * WINDOW_W + OX + t % KW) * CP + c
-        own = (CORRECTION + t) * CP + c
+        own = (OWN + t) * CP + c
     LOW_W: tl.constexpr = (KW + 1) // 2
     total = tl.zeros([BF, BO], tl.float32)
     for part in range(parts):
@@ -251,9 +252,10 @@ def finish(
             else:
                 at = (first + merged)[:, None] * GRAD_PITCH + o[None, :]
                 total += tl.load(partial + at, mask=ok, other=0.0)
-                if CORRECTION >= 0:
+                if OWN >= 0:
                     at = (first + own)[:, None] * GRAD_PITCH + o[None, :]
                     total += tl.load(partial + at, mask=ok, other=0.0)
+    total *= unscale
     at = o[None, :].to(tl.int64) * (stride_out * KH * KW) + f[:, None]
     if HAS_SCALES:
         w = tl.load(weight + at, mask=ok, other=0.0).to(tl.float32)

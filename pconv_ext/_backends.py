@@ -103,6 +103,8 @@ def _automatic(op: str, device_type: str, args: tuple[Any, ...]) -> Any:
     causes: list[str] = []
     for name in _ORDER.get(device_type, ("reference",)):
         backend = _BACKENDS[name]
+        if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
+            continue
         cause = backend.reason or backend.refusal(op, args)
         if not cause:
             if causes:  # only the reference comes after others

@@ -79,11 +79,11 @@ def _check_size(op: str, args: tuple[Any, ...]) -> None:
     x: Tensor = args[2] if op == "upcat_partial_conv2d" else args[0]
     n, channels, height, width = x.shape
     weights = args[2] if op == "msfef" else [args[2] if op == "partial_conv2d" else args[4]]
-    pixels, dilation = height * width, 1
+    dilation = 1
     if op == "partial_conv2d":
         top, bottom, left, right = args[5]
-        pixels, dilation = (height + top + bottom) * (width + left + right), args[6][0]
-    if n * pixels > _MAX_PIXELS:
+        height, width, dilation = height + top + bottom, width + left + right, args[6][0]
+    if n * height * width > _MAX_PIXELS:
         raise ValueError(
             f"{op}: backend 'triton' counts at most 2^28 pixels, x {list(x.shape)} has more; split the batch"
         )
