@@ -126,6 +126,7 @@ class Recorder:
     """
 
     def __init__(self, brief: bool) -> None:
+        self.brief = brief
         self.compiled: dict[object, tuple[str, dict, object]] = {}
         self.seen: set[object] = set()
         run = JITFunction.run
@@ -195,12 +196,13 @@ def layers(brief: bool):
             yield name, lambda c=call, a=args: c(*a) if BF16 in a or F32 in a else c(*a, BF16), "tf32"
 
 
-def compile_all(capability: int, brief: bool) -> list[dict]:
+def compile_all(capability: int, recorder: Recorder) -> list[dict]:
     """One record for each kernel that was compiled."""
-    recorder, records = Recorder(brief), []
+    records = []
+    recorder.seen.clear()
     triton.runtime.driver.set_active(NoGPU(capability))
     launch.capability = lambda device: capability
-    for name, call, precision in layers(brief):
+    for name, call, precision in layers(recorder.brief):
         torch.backends.cudnn.conv.fp32_precision = precision
         if name in ODD:
             recorder.seen.clear()
@@ -224,9 +226,9 @@ def main() -> None:
         "--brief", action="store_true", help="every configuration once, and odd shapes, not every layer"
     )
     options = parser.parse_args()
-    records = []
+    recorder, records = Recorder(options.brief), []
     for capability in options.capability or CAPABILITIES:
-        records += compile_all(capability, options.brief)
+        records += compile_all(capability, recorder)
     for r in records:
         if r["kernel"] in MATRIX:
             tile = "x".join(str(r[key]) for key in ("BM", "BN", "BP") if key in r)
@@ -237,7 +239,8 @@ def main() -> None:
                 f"{r['copies_in_flight']} copies in flight"
             )
     versions = {"triton": triton.__version__, "torch": torch.__version__}
-    options.output.write_text(json.dumps({"versions": versions, "kernels": records}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(record) for record in records)  # one kernel a line, for diffs
+    options.output.write_text(f'{{"versions": {json.dumps(versions)}, "kernels": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
