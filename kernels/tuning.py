@@ -38,7 +38,9 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, pr
     if rows * n_out <= 128 * 128 * 96:  # too few tiles for the chip: smaller ones
         return Blocks(64, min(n, 64), k, 4, 4 if capability >= 90 else 3)
     if n < 128:
-        return Blocks(128 if capability >= 90 and precision != "ieee" else 64, n, k, 4, 3)
+        if capability < 90:
+            return Blocks(64, n, k, 8 if wide and n == 64 else 4, 3)  # four warps spill a register
+        return Blocks(64 if precision == "ieee" else 128, n, k, 4, 3)
     return Blocks(128, 128, k, 8, 3)
 
 

@@ -87,9 +87,11 @@ def choose(op: str, backend: str, args: tuple[Any, ...]) -> Any:
         return _automatic(op, device_type, args)
     check_name(op, backend)
     chosen = _BACKENDS[backend]
-    if chosen.reason:
-        raise RuntimeError(f"{op}: backend {backend!r} is not available: {chosen.reason}")
-    if chosen.device_type not in (None, device_type):
+    fits = chosen.device_type in (None, device_type)
+    reason = chosen.reason if fits else backends()[backend][1]  # on a fitting device there is a GPU
+    if reason:
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {reason}")
+    if not fits:
         raise ValueError(
             f"{op}: backend {backend!r} takes tensors on {chosen.device_type}, got x on {x.device}"
         )

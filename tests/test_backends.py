@@ -1,5 +1,6 @@
 """Which backend a call takes, and what is said where one is missing."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from cases import mask_of
 
 import pconv_ext
-from pconv_ext import _backends
+from pconv_ext import _backends, _triton
 
 X = torch.ones(1, 2, 5, 5)
 W = torch.ones(3, 2, 3, 3)
@@ -46,6 +47,28 @@ def test_backend_asked_for_by_name_raises_with_its_reason(name, call, monkeypatc
     monkeypatch.setitem(_backends._BACKENDS, "cpu", missing)
     with pytest.raises(RuntimeError, match=f"{name}: backend 'cpu' is not available: it was left at home"):
         call(backend="cpu")
+
+
+def test_why_triton_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setitem(
+        _backends._BACKENDS, "triton", _backends._BACKENDS["triton"]._replace(device_type="cuda")
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pconv_ext.backends()["triton"] == (False, f"torch {torch.__version__} finds no GPU")
+    with pytest.raises(RuntimeError, match="backend 'triton' is not available: torch .* finds no GPU"):
+        CALLS["msfef"](backend="triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5))
+    reason = "a GPU of compute capability 8.0 or higher is needed, Tesla T4 has 7.5"
+    assert pconv_ext.backends()["triton"] == (False, reason)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5) if i == 0 else (9, 0))
+    assert pconv_ext.backends()["triton"] == (True, "")
+    monkeypatch.setattr(_triton, "REASON", _triton._missing())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in _triton._missing()
 
 
 def test_backend_of_another_device():
