@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +75,16 @@ class InpaintingNet(nn.Module):
     C-channel mask is built.
 
     Args:
-        width: channels of the first stage. msfef_stages: how many encoder stages are MSFEF blocks; 0 for the
-        ablation without. kernel_sizes: of every MSFEF block, or a sequence of such for each of them. Smaller
-        images need smaller
-            kernels, larger ones larger: the paper's 3, 5, 7 are for 256x256.
+        width: channels of the first stage.
+        msfef_stages: how many encoder stages are MSFEF blocks; 0 for the ablation without.
+        kernel_sizes: of every MSFEF block, or a sequence of such for each of them. Smaller images need
+            smaller kernels, larger ones larger: the paper's 3, 5, 7 are for 256x256.
         depth: encoder stages, at least 2; also decoder stages.
         backend: of the partial convolutions, as for `pconv_ext.partial_conv2d`.
+
+    Attributes:
+        config: the arguments but for the backend, as JSON can hold them: ``InpaintingNet(**net.config)`` has
+            the same layers.
 
     Raises:
         ValueError: sizes out of range, kernel sizes for another number of stages.
@@ -103,6 +107,12 @@ class InpaintingNet(nn.Module):
                 f"got depth {depth}, msfef_stages {msfef_stages}"
             )
         sizes = _per_stage(kernel_sizes, msfef_stages)
+        self.config: dict[str, Any] = {
+            "width": width,
+            "msfef_stages": msfef_stages,
+            "kernel_sizes": [list(stage) for stage in sizes],
+            "depth": depth,
+        }
         channels = [width * min(2**i, 8) for i in range(depth)]
         encoder, c_in = [], 3
         for i, c_out in enumerate(channels):
