@@ -13,11 +13,13 @@ from . import compat, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
 from .functional import msfef, partial_conv2d, upcat_partial_conv2d  # noqa: E402
+from .inpainter import Inpainter  # noqa: E402
 from .model import InpaintingNet, composite  # noqa: E402
 from .modules import MSFEF, PartialConv2d  # noqa: E402
 
 __all__ = [
     "MSFEF",
+    "Inpainter",
     "InpaintingNet",
     "PartialConv2d",
     "backends",

@@ -20,8 +20,8 @@ from .model import InpaintingNet
 
 __all__ = ["CheckpointError", "load_net", "load_training", "save_net", "write_atomically"]
 
-#: Names that a run's folder may hold its networks under, the preferred first, see `load_net`.
-IN_RUN = ("best.safetensors", "last.safetensors")
+#: The networks in the folder of a training: of the lowest validation loss, and of its last step.
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 _KEY = "pconv_ext"  # of the metadata, a JSON object: everything but tensors
 
@@ -106,10 +106,10 @@ def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        for name in IN_RUN:
+        for name in (BEST, LAST):
             if (path / name).is_file():
                 return path / name
-        raise FileNotFoundError(f"the folder {path} holds no checkpoint ({' or '.join(IN_RUN)})")
+        raise FileNotFoundError(f"the folder {path} holds no checkpoint ({BEST} or {LAST})")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     return path

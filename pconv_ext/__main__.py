@@ -1,0 +1,19 @@
+"""``pconv-ext`` and ``python -m pconv_ext``: see `pconv_ext.cli`."""
+
+import sys
+
+from ._extras import require
+
+
+def main() -> None:
+    try:
+        require("pconv-ext", "typer")
+    except ImportError as error:
+        sys.exit(str(error))
+    from .cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

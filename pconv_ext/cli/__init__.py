@@ -1,0 +1,51 @@
+"""The commands, one file each: train, evaluate, ablate, inpaint.
+
+A command raises what the functions it calls raise. `run` makes one line on standard error of it and exits
+with 1; warnings are one line each too.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from .evaluate import evaluate
+from .inpaint import inpaint
+from .train import train
+
+app = typer.Typer(
+    name="pconv-ext",
+    help="Train, evaluate and use inpainting networks of partial convolutions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(inpaint)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; `arguments` by default those of the process. Always raises SystemExit."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="pconv-ext")
+        except (ArithmeticError, ImportError, OSError, ValueError) as error:
+            print(f"pconv-ext: {_line(error)}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _line(message: Any) -> str:
+    return " ".join(str(message).split())
+
+
+def _show_warning(
+    message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
+) -> None:
+    print(f"pconv-ext: warning: {_line(message)}", file=sys.stderr)

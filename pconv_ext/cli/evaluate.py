@@ -1,0 +1,165 @@
+"""``pconv-ext evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from .. import tables
+from .._arguments import SEED_LIMIT, choice, integer
+from ..checkpoint import load_net, write_atomically
+from ..data import PictureDataset, folder, has_split
+from ..evaluation import evaluate as measure
+from ..evaluation import load_lpips
+from ..figures import grid, triptych
+from ..masks import BINS, MaskFolder
+from ..training.processes import find_device
+
+_SPLITS = ("all", "train", "test")
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, or the folder of a training run.")],
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for metrics.json, .csv and .md, and figures/*.png."),
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="all, or train or test as the folder's trainnames.txt and testnames.txt say; by default "
+            "test where there are these lists, else all.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Height and width of the pictures, in pixels.")] = 256,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of mask pictures, dark = hole; by default every picture gets an irregular mask in "
+            "each bin of hole ratios.",
+            show_default=False,
+        ),
+    ] = None,
+    invert_mask: Annotated[
+        bool, typer.Option("--invert-mask", help="In the pictures of --masks light = hole.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Measure the network's output, not the composite with the truth.")
+    ] = False,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of LPIPS weights (.safetensors or .pth: features.N.*, lin0 to lin4); by default "
+            "AlexNet is downloaded.",
+            show_default=False,
+        ),
+    ] = None,
+    no_lpips: Annotated[bool, typer.Option("--no-lpips", help="No LPIPS, and no download.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
+    workers: Annotated[int, typer.Option(help="Processes that load pictures.")] = 2,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Take the first so many pictures.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    figures: Annotated[int, typer.Option(help="Rows (truth, masked, output) in the figure of a bin.")] = 2,
+) -> None:
+    """Measure a network: L2, SSIM, PSNR and LPIPS for each bin of hole ratios."""
+    for name, value, least, below in (
+        ("--batch-size", batch_size, 1, None),
+        ("--workers", workers, 0, None),
+        ("--seed", seed, 0, SEED_LIMIT),
+        ("--figures", figures, 0, None),
+        ("--limit", 1 if limit is None else limit, 1, None),
+    ):
+        integer("evaluate", name, value, least, below)
+    if lpips and no_lpips:
+        raise ValueError("evaluate: --lpips and --no-lpips exclude each other, got both")
+    if invert_mask and masks is None:
+        raise ValueError("evaluate: --invert-mask is about the pictures of --masks, which is not given")
+    _check_output(output)
+    where = find_device(device)
+    net = load_net(checkpoint)
+    dataset = PictureDataset(folder(pictures, _split(pictures, split)), size)
+    holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
+    metric = "--no-lpips was given" if no_lpips else _lpips(lpips)
+
+    rows: list[list[list[Tensor]]] = [[] for _ in BINS]
+
+    def visit(place: int, truth: Tensor, mask: Tensor, result: Tensor) -> None:
+        if len(rows[place]) < figures:
+            rows[place].append([picture.cpu() for picture in triptych(truth, mask, result)])
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None)
+        report = measure(
+            net,
+            dataset,
+            holes=holes,
+            seed=seed,
+            raw=raw,
+            lpips=metric,
+            batch_size=batch_size,
+            workers=workers,
+            device=where,
+            limit=limit,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            visit=visit,
+        )
+    names = {"checkpoint": str(checkpoint), "folder": str(pictures)}
+    report = dataclasses.replace(report, settings=names | report.settings)
+    (output / "figures" if figures else output).mkdir(parents=True, exist_ok=True)
+    for (low, high), some in zip(BINS, rows, strict=True):
+        if some:
+            write_atomically(output / "figures" / f"holes-{low:g}-{high:g}.png", _png(some))
+    tables.write_report(report, output)
+    Console().print(tables.report_screen(report))
+    print(f"written to {output}")
+
+
+def _check_output(output: Path) -> None:
+    """OSError unless the folder is there, or can be made, and can be written to."""
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"evaluate: --output must be a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"evaluate: --output must be a folder that can be written to, {there} cannot")
+
+
+def _split(pictures: Path, split: str | None) -> str | None:
+    if split is None:
+        return "test" if has_split(pictures) else None
+    choice("evaluate", "--split", split, _SPLITS)
+    return None if split == "all" else split
+
+
+def _lpips(file: Path | None) -> nn.Module | str:
+    """The metric, or why there is none; a file that is given must do."""
+    try:
+        return load_lpips(file)
+    except (ImportError, OSError) as error:
+        if file is not None:
+            raise
+        warnings.warn(f"LPIPS is left out: {error}", stacklevel=2)
+        return str(error)
+
+
+def _png(rows: list[list[Tensor]]) -> bytes:
+    content = io.BytesIO()
+    grid(rows).save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,78 @@
+"""Training of `pconv_ext.InpaintingNet`, on one processor or GPU or, under torchrun, on several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .config import TrainConfig, resumed
+from .processes import Processes, processes
+from .run_folder import RunFolder
+from .trainer import DivergedError, Trainer
+
+__all__ = ["DivergedError", "TrainConfig", "train"]
+
+
+def train(
+    settings: Mapping[str, Any],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    workers: int = 0,
+    backend: str = "auto",
+) -> bool:
+    """Train a network, or go on with its training.
+
+    Under torchrun all processes take part: the batch is divided among them, gradients are averaged;
+    statistics of batch normalisation are each process's own unless `TrainConfig.sync_batchnorm` is set (the
+    saved ones are the first process's).
+
+    Args:
+        settings: attributes of `TrainConfig` by name, those that differ from its defaults; "data" is required
+            to begin.
+        output: folder of the training, see `RunFolder`. resume: go on where the training in `output` was,
+        whatever ended it; begin if there is none. On the CPU,
+            with the same number of threads, the result has the bits of an uninterrupted training.
+        device: by default a GPU where there is one.
+        workers: processes that load pictures, for each process that trains.
+        backend: of the partial convolutions.
+
+    Returns:
+        Whether the last epoch was reached; False after SIGINT or SIGTERM, with a checkpoint written.
+
+    Raises:
+        FileExistsError: `output` holds a training and `resume` is False.
+        OSError, ValueError, ImportError: settings that make no training, also: others than those of the
+            training to resume.
+        DivergedError: the loss is not finite any more.
+    """
+    with processes(device) as group:
+        return train_in(group, settings, output, resume=resume, workers=workers, backend=backend)
+
+
+def train_in(
+    group: Processes,
+    settings: Mapping[str, Any],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool,
+    workers: int,
+    backend: str,
+) -> bool:
+    """`train` in processes that exist."""
+    folder = RunFolder(output)
+    state = folder.load() if folder.begun else None
+    if state is None:
+        if "data" not in settings:
+            raise ValueError("train: data must be given, the folder of the pictures")
+        config = TrainConfig(**settings)
+    elif resume:
+        config = resumed(state["config"], settings)
+    else:
+        raise FileExistsError(f"{output} holds a training already: resume it, or take another folder")
+    trainer = Trainer(config, folder, group, state=state, workers=workers, backend=backend)
+    if group.first:
+        folder.create()
+    return trainer.run()

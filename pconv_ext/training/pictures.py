@@ -1,0 +1,121 @@
+"""The data sets of a training, and the order in which their pictures are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .. import masks
+from .._arguments import generator
+from ..data import InpaintingDataset, PictureDataset, Source, folder, has_split, lsun_church, stanford_cars
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_ORDER = 5  # stream of random numbers, beside those of masks.py and data.py
+_HELD_OUT = 10  # every so many pictures one is validated on, where nothing else says which
+_SPLITS = {
+    "folder": (folder, "train", "test"),  # by Helen's lists
+    "stanford-cars": (stanford_cars, "train", "test"),
+    "lsun-church": (lsun_church, "train", "val"),
+}
+_IRREGULAR = (masks.BINS[0][0], masks.BINS[-1][1])
+
+
+def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]:
+    """The data sets to train on and to validate on.
+
+    Validation has the centres of its pictures and one mask for each, the same in every epoch.
+
+    Raises:
+        OSError, ValueError: a folder that is not there or has no readable pictures.
+        ImportError: Pillow, torchvision or what it reads a data set with is missing.
+    """
+    train, val = _sources(config)
+    holes: str | tuple[float, float] | masks.MaskFolder = "rectangle"
+    if config.masks is not None:
+        holes = masks.MaskFolder(config.masks, holes="white" if config.white_holes else "black")
+    elif config.holes == "irregular":
+        holes = _IRREGULAR
+    made = []
+    for source, crop, fixed in ((train, config.crop, False), (val, "center", True)):
+        pictures = PictureDataset(source, config.size, crop=crop, seed=config.seed)
+        # Another seed, or validation would have the masks of the first epoch.
+        seed = config.seed + 1 if fixed else config.seed
+        made.append(InpaintingDataset(pictures, holes, fixed=fixed, seed=seed, count=config.rectangles))
+    return made[0], made[1]
+
+
+def _sources(config: TrainConfig) -> tuple[Source, Source]:
+    load, *splits = _SPLITS[config.dataset]
+    whole = config.dataset == "folder" and (config.val is not None or not has_split(config.data))
+    train = folder(config.data) if whole else load(config.data, splits[0])
+    if config.val is not None:
+        return train, folder(config.val)
+    if not whole:
+        return train, load(config.data, splits[1])
+    if len(train) < 3:
+        raise ValueError(
+            f"training needs at least 3 pictures, one of them to validate on, {config.data} has {len(train)}"
+        )
+    held_out = range(0, len(train), _HELD_OUT)
+    rest = [i for i in range(len(train)) if i not in held_out]
+    return _Part(train, rest), _Part(train, held_out)
+
+
+class _Part:
+    """Some pictures of a source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def load(self, index: int) -> Image.Image:
+        return self.source.load(self.indices[index])
+
+
+class Batches:
+    """The batches of one epoch for one of `processes`: a batch sampler for ``DataLoader``.
+
+    The order depends on seed and epoch alone. A batch is divided evenly, so together the processes take the
+    batches that one alone would; what does not divide of the last one is left out, and a last batch of which
+    a process would have a single picture, because batch normalisation may not train on one.
+
+    Attributes:
+        epoch: whose order it is.
+        start: how many batches of the next iteration to pass over; set back to 0 by it.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, processes: int = 1, rank: int = 0) -> None:
+        if batch_size % processes:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, got {batch_size} for {processes}"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.processes, self.rank = processes, rank
+        self.epoch = 0
+        self.start = 0
+        full, last = divmod(length, batch_size)
+        self._count = full + (last // processes > 1)
+        if self._count == 0:
+            raise ValueError(
+                f"{length} pictures make no batch of at least 2 for each of {processes} processes"
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = generator(_ORDER, self.seed, self.epoch).permutation(self.length)
+        first, self.start = self.start, 0
+        for step in range(first, self._count):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            share = len(batch) // self.processes
+            yield batch[self.rank * share : (self.rank + 1) * share].tolist()

@@ -1,0 +1,99 @@
+"""One process or, under torchrun, several: who they are, what they sum, how their networks are kept equal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training: this one's rank among them, and its device."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give every process the first one's buffers, among them running statistics."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wrap(self, net: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
+        """The network that averages its gradients over all processes.
+
+        Raises:
+            ValueError: synchronised batch normalisation is asked for without GPUs.
+        """
+        if sync_batchnorm:
+            if self.device.type != "cuda":
+                raise ValueError(f"sync_batchnorm needs GPUs, got the device {self.device}")
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        if self.size == 1:
+            return net
+        return DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+@contextlib.contextmanager
+def processes(device: str | None = None) -> Iterator[Processes]:
+    """The processes that torchrun started, or this one alone.
+
+    Args:
+        device: by default a GPU where there is one (under torchrun that of the local rank), else the CPU.
+
+    Raises:
+        ValueError: no such device.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if size > 1 and device in (None, "cuda") and torch.cuda.is_available():
+        device = f"cuda:{local}"
+    chosen = find_device(device)
+    if size == 1:
+        yield Processes(chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(chosen, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """`device`, by default a GPU where there is one.
+
+    Raises:
+        ValueError: it is no device, or not one of this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was compiled without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device must be one of this machine, such as cpu or cuda, got {device}: {reason}"
+        ) from error
+    return found

@@ -1,0 +1,103 @@
+"""What a training shows: a progress bar, a line an epoch, TensorBoard scalars and pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .. import figures
+from .._extras import require
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class Report:
+    """Shows one training, in the first process; a context manager.
+
+    The terminal gets a bar with the mean losses of the epoch so far and pictures a second, and a line at the
+    end of every epoch; TensorBoard the losses, learning rate and speed by step and epoch, and rows truth |
+    masked | output of the same validation pictures. What a continued training repeats replaces what it
+    showed before.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.first = trainer.group.first
+        if not self.first:
+            return
+        console = require("train", "rich.console").Console(stderr=True)
+        rich = require("train", "rich.progress")
+        self.config, self.steps = trainer.config, len(trainer.batches)
+        self.bar = rich.Progress(
+            rich.TextColumn("epoch {task.fields[epoch]}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.console = console
+        self.task = self.bar.add_task("", total=self.steps, epoch="", text="")
+        done = trainer.progress.epoch * self.steps + trainer.progress.step
+        writer = require("train", "torch.utils.tensorboard").SummaryWriter
+        self.board = writer(trainer.folder.root / "tensorboard", purge_step=done + 1 if done else None)
+
+    def __enter__(self) -> Report:
+        if self.first:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.first:
+            self.bar.stop()
+            self.board.close()
+
+    def begin(self, epoch: int, step: int) -> None:
+        """An epoch begins, or is continued after `step` steps."""
+        if not self.first:
+            return
+        self.epoch, self.began_at = epoch, step
+        self.clock, self.counted = time.perf_counter(), step
+        self.began = self.clock
+        self.bar.reset(self.task, completed=step, epoch=f"{epoch + 1}/{self.config.epochs}", text="")
+
+    def step(self, step: int, means: dict[str, float]) -> None:
+        """`step` steps of the epoch are done, with these mean losses."""
+        if not self.first:
+            return
+        now = time.perf_counter()
+        rate = (step - self.counted) * self.config.batch_size / (now - self.clock)
+        self.clock, self.counted = now, step
+        self.bar.update(self.task, completed=step, text=f"{_losses(means)}  {rate:.1f} images/s")
+        total = self.epoch * self.steps + step
+        for name, value in means.items():
+            self.board.add_scalar(f"step/{name}", value, total)
+        self.board.add_scalar("step/images_per_second", rate, total)
+
+    def end(self, record: dict[str, Any], shown: list[Tensor]) -> None:
+        """An epoch is done: its record, and validation pictures [n, 3, H, W], masks, composites."""
+        if not self.first:
+            return
+        epoch, total = record["epoch"], record["epoch"] * self.steps
+        for part in ("train", "val"):
+            for name, value in record[part].items():
+                self.board.add_scalar(f"{part}/{name}", value, total)
+        self.board.add_scalar("train/lr", record["lr"], total)
+        rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
+        self.board.add_image("val", figures.tile(rows), total)
+        self.board.flush()
+        images = (self.steps - self.began_at) * self.config.batch_size
+        rate = images / (time.perf_counter() - self.began)
+        self.console.print(
+            f"epoch {epoch}/{self.config.epochs}: train {_losses(record['train'])}; "
+            f"val {_losses(record['val'])}; lr {record['lr']:g}; {rate:.1f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _losses(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in means.items())

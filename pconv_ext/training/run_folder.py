@@ -1,0 +1,72 @@
+"""The folder of a training: its networks, and the state from which it is continued bit for bit."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import BEST, LAST, CheckpointError, save_net, write_atomically
+from ..model import InpaintingNet
+
+STATE = "state.pt"
+_FORMAT = 1
+
+
+class RunFolder:
+    """A training's folder.
+
+    ``last.safetensors`` and ``best.safetensors`` hold networks, ``state.pt`` all that continues the training,
+    the network included: it is read alone, so that no moment between two files matters.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to continue from."""
+        return (self.root / STATE).is_file()
+
+    def create(self) -> None:
+        """Make the folder, and clear it of what a killed process left half-written.
+
+        Raises:
+            OSError: it cannot be made or written in.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.root, os.W_OK):
+            raise PermissionError(f"the folder {self.root} cannot be written in")
+        for name in (STATE, LAST, BEST):
+            for leftover in self.root.glob(f".{name}.*"):
+                leftover.unlink()
+
+    def save(self, state: dict[str, Any], net: InpaintingNet, summary: dict[str, Any], *, best: bool) -> None:
+        """Write the networks, then the state, each atomically; `summary` goes into the networks' metadata."""
+        save_net(net, self.root / LAST, summary)
+        if best:
+            save_net(net, self.root / BEST, summary)
+        stream = io.BytesIO()
+        torch.save({"pconv_ext": _FORMAT, "net": net.state_dict(), **state}, stream)
+        write_atomically(self.root / STATE, stream.getvalue())
+
+    def load(self) -> dict[str, Any]:
+        """The state, on the CPU.
+
+        Raises:
+            CheckpointError: the file is damaged, foreign or from another version.
+        """
+        file = self.root / STATE
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises nearly anything
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{file} cannot be read, it is damaged or foreign: {reason}") from error
+        if not isinstance(state, dict) or "pconv_ext" not in state:
+            raise CheckpointError(f"{file} is no training state of pconv_ext")
+        if state["pconv_ext"] != _FORMAT:
+            raise CheckpointError(f"{file} has format {state['pconv_ext']}, this version reads {_FORMAT}")
+        return state

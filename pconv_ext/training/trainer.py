@@ -1,0 +1,324 @@
+"""The training loop: section 4.2 of the paper, resumable after any interruption with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import InpaintingDataset
+from ..losses import InpaintingLoss, load_vgg16
+from ..model import InpaintingNet, composite
+from .config import TrainConfig
+from .pictures import Batches, datasets
+from .processes import Processes
+from .reports import Report
+from .run_folder import RunFolder
+
+_REPORT_EVERY = 10  # steps between looks at the losses: each waits for the GPU
+
+
+class DivergedError(ArithmeticError):
+    """The loss or a weight is not finite any more."""
+
+
+@dataclass
+class Progress:
+    """Where a training is: all of it is in the checkpoint, with the states of network and optimiser.
+
+    Attributes:
+        epoch: finished epochs. step: finished steps of the epoch in progress.
+        best: lowest validation loss so far. sums: of the loss terms over the steps of this epoch, float64.
+        history: one dict for each finished epoch.
+    """
+
+    epoch: int
+    step: int
+    best: float
+    sums: Tensor
+    history: list[dict[str, Any]]
+
+
+class Trainer:
+    """One training in one process.
+
+    Args:
+        config: what is trained.
+        folder: where checkpoints are written.
+        group: the processes; the first one writes and prints.
+        state: of `RunFolder.load`, to continue from.
+        workers: processes that load pictures, 0 = none; without influence on the result.
+        backend: of the network's partial convolutions.
+
+    Raises:
+        OSError, ValueError, ImportError: what the training needs is not there or does not fit together.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        group: Processes,
+        *,
+        state: Mapping[str, Any] | None = None,
+        workers: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        self.config, self.folder, self.group = config, folder, group
+        train, val = datasets(config)
+        self.pictures = {"train": len(train), "val": len(val)}
+        self.batches = Batches(len(train), config.batch_size, config.seed, group.size, group.rank)
+        self.loader = _loader(train, self.batches, workers, group.device)
+        self.train_set = train
+        shares = [
+            list(range(first, min(first + config.batch_size, len(val))))[group.rank :: group.size]
+            for first in range(0, len(val), config.batch_size)
+        ]
+        self.val_loader = _loader(val, [share for share in shares if share], workers, group.device)
+
+        needs_vgg16 = any(config.to_dict()["weights"][name] for name in ("perceptual", "style"))
+        self.loss = InpaintingLoss(load_vgg16(config.vgg16) if needs_vgg16 else None, config.weights)
+        self.terms = [*self.loss.weights, "total"]
+        torch.manual_seed(config.seed)
+        self.net = InpaintingNet(**config.net, backend=backend)
+        self.loss.to(group.device)
+        self.net.to(group.device)
+        if group.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            for module in (self.net, self.loss):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parallel = group.wrap(self.net, sync_batchnorm=config.sync_batchnorm)
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, patience=config.patience, factor=config.factor
+        )
+        self.progress = Progress(0, 0, math.inf, self._zeros(), [])
+        if state is not None:
+            self._restore(state)
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.epoch >= self.config.epochs
+
+    def run(self) -> bool:
+        """Train to the last epoch.
+
+        Returns:
+            Whether it got there; False where SIGINT or SIGTERM came, after which a checkpoint was written.
+
+        Raises:
+            DivergedError: a loss or weight is not finite; the checkpoint is the last good one.
+            OSError: a checkpoint cannot be written.
+        """
+        with _stop_flag() as stop, Report(self) as report:
+            if not self.folder.begun:
+                self.save(best=False)
+            while not self.finished:
+                if not self._epoch(stop, report):
+                    return False
+        return True
+
+    def _epoch(self, stop: threading.Event, report: Report) -> bool:
+        """The rest of the epoch in progress; False where it was interrupted."""
+        progress = self.progress
+        self.train_set.set_epoch(progress.epoch)
+        self.batches.epoch, self.batches.start = progress.epoch, progress.step
+        self.parallel.train()
+        report.begin(progress.epoch, progress.step)
+        for image, mask in self.loader if progress.step < len(self.batches) else ():
+            progress.sums += self._step(image, mask)
+            progress.step += 1
+            if self.group.size == 1 and stop.is_set():
+                self.save(best=False)
+                return False
+            if progress.step % _REPORT_EVERY == 0 or progress.step == len(self.batches):
+                means, stopped = self._agree(stop)
+                report.step(progress.step, means)
+                if stopped:
+                    self.save(best=False)
+                    return False
+            if progress.step % self.config.save_every == 0 and progress.step < len(self.batches):
+                self.save(best=False)
+        self._end_epoch(report)
+        return True
+
+    def _step(self, image: Tensor, mask: Tensor) -> Tensor:
+        """One step of the optimiser; the unweighted loss terms and the total, float64 [terms]."""
+        image, mask = self._move(image), self._move(mask)
+        self.optimizer.zero_grad()
+        with self._autocast():
+            terms = self.loss(self.parallel(image, mask), image, mask)
+        terms["total"].backward()
+        self.optimizer.step()
+        return self._stack(terms)
+
+    def _agree(self, stop: threading.Event) -> tuple[dict[str, float], bool]:
+        """Mean loss terms of this epoch over all processes, and whether any of them is to stop."""
+        shared = torch.cat([self.progress.sums, self.progress.sums.new_tensor([float(stop.is_set())])])
+        *sums, stopped = self.group.sum(shared).tolist()
+        means = [value / self.progress.step / self.group.size for value in sums]
+        if not all(map(math.isfinite, means)):
+            raise DivergedError(self._diverged("the loss"))
+        return dict(zip(self.terms, means, strict=True)), stopped > 0
+
+    def _diverged(self, what: str) -> str:
+        at = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
+        return (
+            f"{what} is not finite any more at {at}: try a smaller lr than {self.config.lr} or, with "
+            f"bfloat16, precision float32; {self.folder.root} holds the last good checkpoint"
+        )
+
+    def _end_epoch(self, report: Report) -> None:
+        progress = self.progress
+        train, _ = self._agree(threading.Event())
+        val, shown = self._validate()
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step(val["total"])
+        best = val["total"] < progress.best
+        progress.history.append({"epoch": progress.epoch + 1, "lr": lr, "train": train, "val": val})
+        report.end(progress.history[-1], shown)
+        self.progress = Progress(
+            progress.epoch + 1, 0, min(progress.best, val["total"]), self._zeros(), progress.history
+        )
+        self.save(best=best)
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
+        """Mean loss terms over all validation pictures, and a few (truth, mask, composite) to look at."""
+        self.net.eval()
+        self.group.share_buffers(self.net)
+        sums = torch.cat([self._zeros(), self._zeros()[:1]])
+        shown: list[Tensor] = []
+        for image, mask in self.val_loader:
+            image, mask = self._move(image), self._move(mask)
+            with self._autocast():
+                output = self.net(image, mask)
+                terms = self._stack(self.loss(output, image, mask))
+            sums += torch.cat([terms, terms.new_ones(1)]) * len(image)
+            if not shown:
+                shown = [tensor[:4] for tensor in (image, mask, composite(output.float(), image, mask))]
+        *totals, count = self.group.sum(sums).tolist()
+        means = {name: value / count for name, value in zip(self.terms, totals, strict=True)}
+        if not math.isfinite(means["total"]):
+            raise DivergedError(self._diverged("the validation loss"))
+        return means, shown
+
+    def save(self, *, best: bool) -> None:
+        """Write a checkpoint, in the first process.
+
+        Raises:
+            DivergedError: a weight is not finite; nothing is written.
+        """
+        norms = torch.stack(torch._foreach_norm([*self.net.parameters()]))
+        if not torch.isfinite(norms).all():
+            raise DivergedError(self._diverged("a weight"))
+        sums = self.group.sum(self.progress.sums.clone())
+        if not self.group.first:
+            return
+        progress = replace(self.progress, sums=sums.cpu())
+        state = {
+            "config": self.config.to_dict(),
+            "pictures": self.pictures,
+            "progress": vars(progress),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_random(self.group.device)},
+        }
+        summary = {
+            "config": self.config.to_dict(),
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "history": progress.history[-1:],
+        }
+        self.folder.save(state, self.net, summary, best=best)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["pictures"] != self.pictures:
+            raise ValueError(
+                f"the training in {self.folder.root} was begun with {state['pictures']['train']} pictures to "
+                f"train and {state['pictures']['val']} to validate on, got {self.pictures['train']} and "
+                f"{self.pictures['val']}"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        # The sums are over all processes: the first continues them, the others begin at 0.
+        sums = self.progress.sums.to(self.group.device)
+        self.progress.sums = sums if self.group.first else torch.zeros_like(sums)
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.group.device.type == "cuda" and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.group.device)
+
+    def _move(self, batch: Tensor) -> Tensor:
+        device = self.group.device
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        return batch.to(device, non_blocking=True, memory_format=layout)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.group.device.type
+        wanted = self.config.precision
+        enabled = wanted == "bfloat16" or (
+            wanted == "auto" and device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        return torch.autocast(device, torch.bfloat16, enabled=enabled)
+
+    def _stack(self, terms: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([terms[name].detach().double() for name in self.terms])
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self.terms), dtype=torch.float64, device=self.group.device)
+
+
+def _loader(
+    dataset: InpaintingDataset, batches: Any, workers: int, device: torch.device
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or an iteration would take from the default one
+    )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides
+
+
+def _cuda_random(device: torch.device) -> Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
