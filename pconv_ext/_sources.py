@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,6 +96,14 @@ def lsun_church(root: str | os.PathLike[str], split: str = "train") -> Source:
     """
     choice("data.lsun_church", "split", split, ("train", "val"))
     return _Church(Path(root), split)
+
+
+#: Data sets by name: what opens one, and its splits to train and to evaluate on (a folder's: Helen's lists).
+DATASETS: dict[str, tuple[Callable[[str | os.PathLike[str], str], Source], tuple[str, str]]] = {
+    "folder": (folder, ("train", "test")),
+    "stanford-cars": (stanford_cars, ("train", "test")),
+    "lsun-church": (lsun_church, ("train", "val")),
+}
 
 
 class _Files:

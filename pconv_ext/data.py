@@ -24,12 +24,13 @@ from torch.utils.data import Dataset
 from . import _pictures, masks
 from ._arguments import SEED_LIMIT, choice, generator, integer, interval
 from ._extras import require
-from ._sources import Source, folder, has_split, lsun_church, stanford_cars
+from ._sources import DATASETS, Source, folder, has_split, lsun_church, stanford_cars
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "DATASETS",
     "InpaintingDataset",
     "PictureDataset",
     "Source",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _backends, _pictures, masks
 from ._checks import FLOAT_DTYPES, MASK_DTYPES
+from ._device import find_device
 from ._extras import require
 from .checkpoint import load_net, write_atomically
 from .model import InpaintingNet, composite
@@ -62,7 +63,7 @@ class Inpainter:
         backend: str = "auto",
     ) -> None:
         _backends.check_name("Inpainter", backend)
-        self.device = _device(device)
+        self.device = find_device("Inpainter", device)
         with torch.random.fork_rng(devices=[]):  # a new network draws weights, which are then replaced
             net = _load(checkpoint, backend)
         self.net = net.eval().to(self.device, torch.float32)
@@ -194,18 +195,6 @@ def inpaint_files(
     if not written:
         raise ValueError(f"inpaint: none of the {len(jobs)} pictures in {source} and their masks can be read")
     return written
-
-
-def _device(device: Any) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError, TypeError) as error:  # which depends on how torch was built
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Inpainter: device must be one that torch can use here, got {str(device)!r}: {reason}"
-        ) from error
 
 
 def _load(checkpoint: Any, backend: str) -> InpaintingNet:

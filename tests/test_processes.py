@@ -8,9 +8,10 @@ import torch.multiprocessing
 from trainings import OPTIONS, command, finish, history, make_pictures
 
 from pconv_ext import InpaintingNet, losses
+from pconv_ext._device import find_device
 from pconv_ext.training import TrainConfig, train
 from pconv_ext.training.pictures import Batches, datasets
-from pconv_ext.training.processes import Processes, find_device, processes
+from pconv_ext.training.processes import Processes, processes
 from pconv_ext.training.run_folder import RunFolder
 from pconv_ext.training.trainer import Trainer
 
@@ -96,10 +97,8 @@ def test_a_batch_must_divide(pictures, tmp_path, monkeypatch):
 
 
 def test_find_device():
-    assert find_device("cpu") == torch.device("cpu")
-    assert find_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert find_device("train", "cpu") == torch.device("cpu")
+    assert find_device("train", None).type == ("cuda" if torch.cuda.is_available() else "cpu")
     for wrong in ("gpu", "cuda:99"):
-        with pytest.raises(
-            ValueError, match=f"device must be one of this machine, such as cpu or cuda, got {wrong}"
-        ):
-            find_device(wrong)
+        with pytest.raises(ValueError, match=f"train: device must be one .* got '{wrong}'"):
+            find_device("train", wrong)

@@ -166,7 +166,7 @@ class TestErrors:
             ([pictures, "--weights", "style"], "must look like style=120, got 'style'"),
             ([pictures, "--kernel-sizes", "3;5"], "must look like 3,5,7 or 3,5,7/3,5, got '3;5'"),
             ([pictures, "--holes", "round"], "holes must be one of 'rectangle', 'irregular', got 'round'"),
-            ([pictures, "--device", "gpu7"], "device must be one of this machine"),
+            ([pictures, "--device", "gpu7"], "device must be one that torch can use here"),
             ([pictures, "--sync-batchnorm"], "sync_batchnorm needs GPUs"),
         ):
             assert expected in self.fails(capsys, *OPTIONS, *arguments, "-o", folder), arguments

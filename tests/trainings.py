@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,11 +29,12 @@ def make_pictures(root, count=13):
     return root
 
 
-def command(*arguments, module="pconv_ext", **environment):
+def command(*arguments, module="run_command"):
     """A process of the command, on one thread."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-m", *module.split(), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))},
         stderr=subprocess.PIPE,
         text=True,
     )

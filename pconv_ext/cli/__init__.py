@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from .ablate import ablate
 from .evaluate import evaluate
 from .inpaint import inpaint
 from .train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(evaluate)
+app.command()(ablate)
 app.command()(inpaint)
 
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import tables
 from .._arguments import SEED_LIMIT, choice, integer
+from .._device import find_device
 from ..checkpoint import load_net, write_atomically
-from ..data import PictureDataset, folder, has_split
+from ..data import DATASETS, PictureDataset, Source, folder, has_split
 from ..evaluation import evaluate as measure
-from ..evaluation import load_lpips
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
-from ..training.processes import find_device
-
-_SPLITS = ("all", "train", "test")
+from .metric import Lpips, NoLpips, metric
 
 
 def evaluate(
@@ -34,11 +31,12 @@ def evaluate(
         Path,
         typer.Option("--output", "-o", help="Folder for metrics.json, .csv and .md, and figures/*.png."),
     ],
+    dataset: Annotated[str, typer.Option(help=f"What the folder holds: {', '.join(DATASETS)}.")] = "folder",
     split: Annotated[
         str | None,
         typer.Option(
             help="all, or train or test as the folder's trainnames.txt and testnames.txt say; by default "
-            "test where there are these lists, else all.",
+            "test where there are these lists, else all. Of a data set: train, test (Cars) or val (LSUN).",
             show_default=False,
         ),
     ] = None,
@@ -57,15 +55,8 @@ def evaluate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Measure the network's output, not the composite with the truth.")
     ] = False,
-    lpips: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of LPIPS weights (.safetensors or .pth: features.N.*, lin0 to lin4); by default "
-            "AlexNet is downloaded.",
-            show_default=False,
-        ),
-    ] = None,
-    no_lpips: Annotated[bool, typer.Option("--no-lpips", help="No LPIPS, and no download.")] = False,
+    lpips: Lpips = None,
+    no_lpips: NoLpips = False,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
     workers: Annotated[int, typer.Option(help="Processes that load pictures.")] = 2,
     device: Annotated[
@@ -87,17 +78,15 @@ def evaluate(
         ("--limit", 1 if limit is None else limit, 1, None),
     ):
         integer("evaluate", name, value, least, below)
-    if lpips and no_lpips:
-        raise ValueError("evaluate: --lpips and --no-lpips exclude each other, got both")
     if invert_mask and masks is None:
         raise ValueError("evaluate: --invert-mask is about the pictures of --masks, which is not given")
     _check_output(output)
-    where = find_device(device)
+    where = find_device("evaluate", device)
     net = load_net(checkpoint)
-    dataset = PictureDataset(folder(pictures, _split(pictures, split)), size)
+    shown = PictureDataset(_source(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
-    metric = "--no-lpips was given" if no_lpips else _lpips(lpips)
 
+    distance = metric(lpips, no_lpips)
     rows: list[list[list[Tensor]]] = [[] for _ in BINS]
 
     def visit(place: int, truth: Tensor, mask: Tensor, result: Tensor) -> None:
@@ -109,11 +98,11 @@ def evaluate(
         task = bar.add_task("evaluating", total=None)
         report = measure(
             net,
-            dataset,
+            shown,
             holes=holes,
             seed=seed,
             raw=raw,
-            lpips=metric,
+            lpips=distance,
             batch_size=batch_size,
             workers=workers,
             device=where,
@@ -141,22 +130,14 @@ def _check_output(output: Path) -> None:
         raise PermissionError(f"evaluate: --output must be a folder that can be written to, {there} cannot")
 
 
-def _split(pictures: Path, split: str | None) -> str | None:
-    if split is None:
-        return "test" if has_split(pictures) else None
-    choice("evaluate", "--split", split, _SPLITS)
-    return None if split == "all" else split
-
-
-def _lpips(file: Path | None) -> nn.Module | str:
-    """The metric, or why there is none; a file that is given must do."""
-    try:
-        return load_lpips(file)
-    except (ImportError, OSError) as error:
-        if file is not None:
-            raise
-        warnings.warn(f"LPIPS is left out: {error}", stacklevel=2)
-        return str(error)
+def _source(dataset: str, pictures: Path, split: str | None) -> Source:
+    choice("evaluate", "--dataset", dataset, tuple(DATASETS))
+    load, splits = DATASETS[dataset]
+    if dataset == "folder":
+        if split == "all" or (split is None and not has_split(pictures)):
+            return folder(pictures)
+        choice("evaluate", "--split", split or splits[1], ("all", *splits))
+    return load(pictures, split or splits[1])
 
 
 def _png(rows: list[list[Tensor]]) -> bytes:

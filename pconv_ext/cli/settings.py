@@ -1,13 +1,15 @@
 """The options of `train` and `ablate` that `pconv_ext.training.TrainConfig` explains."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..data import DATASETS
 from ..losses import WEIGHTS
-from ..training.config import CROPS, DATASETS, HOLES, PRECISIONS, TrainConfig
+from ..training.config import CROPS, HOLES, PRECISIONS, TrainConfig
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
@@ -20,7 +22,7 @@ def _option(name: str, help: str, panel: str, default: Any = None) -> Any:
     return typer.Option(name, help=help, rich_help_panel=panel, show_default=False)
 
 
-def _names(values: tuple[str, ...]) -> str:
+def _names(values: Iterable[str]) -> str:
     return ", ".join(values)
 
 
@@ -97,6 +99,7 @@ Data = Annotated[
     Path | None,
     typer.Argument(help="Folder of pictures, or of a data set.", show_default=False),
 ]
+RequiredData = Annotated[Path, typer.Argument(help="Folder of pictures, or of a data set.")]
 Device = Annotated[
     str | None,
     typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),

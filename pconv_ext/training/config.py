@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._arguments import SEED_LIMIT, choice, integer
+from ..data import DATASETS
 from ..losses import WEIGHTS
 
-DATASETS = ("folder", "stanford-cars", "lsun-church")
 CROPS = ("random", "center", "none")
 HOLES = ("rectangle", "irregular")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -81,7 +81,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, values in (
-            ("dataset", DATASETS),
+            ("dataset", tuple(DATASETS)),
             ("crop", CROPS),
             ("holes", HOLES),
             ("precision", PRECISIONS),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import masks
 from .._arguments import generator
-from ..data import InpaintingDataset, PictureDataset, Source, folder, has_split, lsun_church, stanford_cars
+from ..data import DATASETS, InpaintingDataset, PictureDataset, Source, folder, has_split
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 
 _ORDER = 5  # stream of random numbers, beside those of masks.py and data.py
 _HELD_OUT = 10  # every so many pictures one is validated on, where nothing else says which
-_SPLITS = {
-    "folder": (folder, "train", "test"),  # by Helen's lists
-    "stanford-cars": (stanford_cars, "train", "test"),
-    "lsun-church": (lsun_church, "train", "val"),
-}
 _IRREGULAR = (masks.BINS[0][0], masks.BINS[-1][1])
 
 
@@ -48,7 +43,7 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
 
 
 def _sources(config: TrainConfig) -> tuple[Source, Source]:
-    load, *splits = _SPLITS[config.dataset]
+    load, splits = DATASETS[config.dataset]
     whole = config.dataset == "folder" and (config.val is not None or not has_split(config.data))
     train = folder(config.data) if whole else load(config.data, splits[0])
     if config.val is not None:

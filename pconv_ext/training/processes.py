@@ -6,11 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .._device import find_device
 
 
 @dataclass(frozen=True)
@@ -67,33 +70,15 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if size > 1 and device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{local}"
-    chosen = find_device(device)
+    chosen = find_device("train", device)
     if size == 1:
         yield Processes(chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # Long, because an ablation study is measured by the first process while the others wait.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
         yield Processes(chosen, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """`device`, by default a GPU where there is one.
-
-    Raises:
-        ValueError: it is no device, or not one of this machine.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was compiled without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device must be one of this machine, such as cpu or cuda, got {device}: {reason}"
-        ) from error
-    return found

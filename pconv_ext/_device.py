@@ -1,0 +1,22 @@
+"""The device that an argument or option names."""
+
+from __future__ import annotations
+
+import torch
+
+
+def find_device(user: str, device: str | torch.device | None) -> torch.device:
+    """`device`, by default a GPU where there is one.
+
+    Raises:
+        ValueError: it is no device, or not one that can be used here; names `user`.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # which depends on how torch was built
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{user}: device must be one that torch can use here, got {str(device)!r}: {reason}"
+        ) from error

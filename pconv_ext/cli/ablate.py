@@ -1,0 +1,75 @@
+"""`pconv-ext ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import tables
+from ..ablation import ablate as study
+from . import metric
+from . import settings as options
+
+
+def ablate(
+    context: typer.Context,
+    data: options.RequiredData,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the six trainings, the table and the plot.")
+    ],
+    dataset: options.Dataset = None,
+    val: options.Val = None,
+    size: options.Size = None,
+    crop: options.Crop = None,
+    holes: options.Holes = None,
+    rectangles: options.Rectangles = None,
+    masks: options.Masks = None,
+    white_holes: options.WhiteHoles = None,
+    width: options.Width = None,
+    msfef_stages: options.MsfefStages = None,
+    kernel_sizes: options.KernelSizes = None,
+    depth: options.Depth = None,
+    vgg16: options.Vgg16 = None,
+    batch_size: options.BatchSize = None,
+    epochs: options.Epochs = None,
+    lr: options.Lr = None,
+    weight_decay: options.WeightDecay = None,
+    patience: options.Patience = None,
+    factor: options.Factor = None,
+    precision: options.Precision = None,
+    save_every: options.SaveEvery = None,
+    sync_batchnorm: options.SyncBatchnorm = None,
+    seed: options.Seed = None,
+    lpips: metric.Lpips = None,
+    no_lpips: metric.NoLpips = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Measure on the first so many pictures.", min=1, show_default=False)
+    ] = None,
+    device: options.Device = None,
+    workers: options.Workers = 2,
+    backend: options.Backend = "auto",
+) -> None:
+    """Train and measure the paper's six configurations: its table, best values bold, and a plot.
+
+    All losses; without MSE; without perceptual; without style; without both; all without MSFEF. Given again
+    after whatever ended it, the command goes on where it was.
+    """
+    reports = study(
+        options.collect(context),
+        output,
+        lpips=metric.metric(lpips, no_lpips),
+        limit=limit,
+        device=device,
+        workers=workers,
+        backend=backend,
+        announce=lambda line: typer.echo(line, err=True),
+    )
+    if reports is None:
+        typer.echo(f"stopped; the same command goes on from the checkpoints in {output}", err=True)
+        raise typer.Exit(130)
+    if reports:
+        Console().print(tables.ablation_screen(reports))
+        typer.echo(f"written to {output}")
