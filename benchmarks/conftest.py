@@ -15,11 +15,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file, whatever pytest's import mode
 
 import harness
+import network
 import report
 from names import FORWARD
 from runner import DEFAULTS, DTYPES, Case, Settings, machine, measure
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
+NETWORKS = pytest.StashKey[list[dict[str, Any]]]()
 SETTINGS = pytest.StashKey[Settings]()
 
 
@@ -43,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = replace(settings, min_rounds=3, max_rounds=15, seconds=1.0)
     given = {name: config.getoption(name) for name in ("dtype", "batch")}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    config.stash[RECORDS], config.stash[SETTINGS] = [], settings
+    config.stash[RECORDS], config.stash[NETWORKS], config.stash[SETTINGS] = [], [], settings
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -86,23 +88,44 @@ def measure_case(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Ca
     return run
 
 
+@pytest.fixture
+def measure_network(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[network.Case], None]:
+    """The same for a training step of the whole network."""
+
+    def run(case: network.Case) -> None:
+        record, ours = network.measure(case, request.config.stash[SETTINGS])
+        benchmark.group = "network training step"
+        benchmark.extra_info.update(record)
+        benchmark.pedantic(ours.run, setup=ours.clear_gradients, rounds=3)
+        request.config.stash[NETWORKS].append(record)
+
+    return run
+
+
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    records = config.stash[RECORDS]
+    records, networks = config.stash[RECORDS], config.stash[NETWORKS]
     if records:
         terminalreporter.section("ratios: medians of interleaved rounds")
         for line in report.text_table(records):
             terminalreporter.write_line(line)
+    if networks:
+        terminalreporter.section("training step of the whole network")
+        for line in report.network_table(networks):
+            terminalreporter.write_line(line)
+    if records or networks:
         terminalreporter.write_line(f"written to {config.getoption('results')}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    records = session.config.stash[RECORDS]
-    if records:
+    records, networks = session.config.stash[RECORDS], session.config.stash[NETWORKS]
+    if records or networks:
         path: Path = session.config.getoption("results")
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine(session.config.getoption("device")), "records": records}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        here = machine(session.config.getoption("device"))
+        path.write_text(
+            json.dumps({"machine": here, "records": records, "networks": networks}, indent=1) + "\n"
+        )

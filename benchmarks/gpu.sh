@@ -2,7 +2,8 @@
 # usage: benchmarks/gpu.sh build|test|bench|sanitize|profile [options]
 #
 #   build      pip install of this checkout, offline, and the backends that came of it
-#   test       the tests, on whatever backends there are
+#   test       the tests of the operators and of the network, on whatever backends there are; those of training,
+#              data and commands need more packages
 #   bench      the network's layers beside every baseline; --quick takes one kind of mask
 #   sanitize   compute-sanitizer over all three operators
 #   profile    time and counters of every kernel; --layer NAME --dtype float32 choose others
@@ -35,7 +36,7 @@ case $stage in
         ;;
     test)
         mkdir -p "$OUT"
-        limited "$PYTHON" -m pytest tests -q --junitxml="$OUT/latest-gpu-test.xml" "$@"
+        limited "$PYTHON" -m pytest tests/test_*.py tests/model/test_model.py -q --junitxml="$OUT/latest-gpu-test.xml" "$@"
         ;;
     bench | sanitize | profile) measure "$stage" "$@" ;;
     *)

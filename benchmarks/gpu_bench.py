@@ -18,6 +18,7 @@ from typing import Any
 
 import floors
 import gpu_report
+import network
 import report
 import torch
 from cases import MSFEF, PARTIAL_CONV, UPCAT
@@ -73,6 +74,16 @@ def run(
             write_json(results, content)
 
 
+def run_network(settings: Settings, content: dict[str, Any]) -> None:
+    """A training step of the whole network, first of all: it is what users wait for."""
+    try:
+        content["networks"].append(network.measure(network.Case(compiled=True), settings)[0])
+        print("\n".join(report.network_table(content["networks"])), flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        content["failures"].append(f"network: {' '.join(str(error).split())[:300]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one kind of mask")
@@ -86,6 +97,7 @@ def main() -> None:
         "settings": {"cudnn.benchmark": True, "channels_last": True},
         "counted": COUNTED,
         "ceilings": {},
+        "networks": [],
         "records": [],
         "failures": [],
         "stopped": "",
@@ -96,6 +108,7 @@ def main() -> None:
             content["ceilings"] = floors.ceilings()
             gc.collect()
             gc.freeze()  # the many collections to come then skip what importing torch has made
+            run_network(replace(settings, seconds=2.0), content)
             run(plan(options.quick), settings, content, options.results)
     except TimeIsUp:
         content["stopped"] = f"after {options.deadline:.0f} s, before all was measured"

@@ -193,6 +193,8 @@ def text(content: dict[str, Any]) -> str:
     }
     return "\n".join(
         [
+            *report.network_table(content["networks"]),
+            "",
             *layer_table(content),
             "",
             *slower(content),

@@ -220,27 +220,34 @@ def peak_memory(form: Form, problem: Problem, grad_out: Tensor | None, device: s
         return any(abs(abs(nbytes) - tensor) <= max(0.001 * tensor, block) for tensor in tensors)
 
     block = 511 if device == "cuda" else 0  # what the allocator's blocks of 512 bytes may add
+    live = dict.fromkeys(("total", "weights", "other"), 0)
+    peak = dict(live)
+    step = step_of(form, None if grad_out is None else grad_out.clone())
+    sizes_in_order, on_gpu = allocations(form, step, device)
+    for nbytes in sizes_in_order:
+        for key in ("total", "weights" if weight_sized(nbytes) else "other"):
+            live[key] += nbytes
+            peak[key] = max(peak[key], live[key])
+    if on_gpu is not None:
+        peak["total"] = on_gpu
+        # Already so, unless the profiler missed events; then what it missed is no weight's.
+        peak["other"] = max(peak["other"], peak["total"] - peak["weights"])
+    return {key: round(value / 1e6, 2) for key, value in peak.items()}
+
+
+def allocations(form: Form, step: Callable[[], None], device: str) -> tuple[list[int], int | None]:
+    """Bytes allocated (freed: negative) by one step, in order; and the peak that the GPU's allocator saw."""
     form.clear_gradients()
     gc.collect()
     before = _restart_peak() if device == "cuda" else 0
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step_of(form, None if grad_out is None else grad_out.clone())()
+        step()
     form.clear_gradients()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     wanted = torch.device(device).type.upper()
-    live = dict.fromkeys(("total", "weights", "other"), 0)
-    peak = dict(live)
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.device_type().name != wanted:
-            continue
-        for key in ("total", "weights" if weight_sized(event.nbytes()) else "other"):
-            live[key] += event.nbytes()
-            peak[key] = max(peak[key], live[key])
-    if device == "cuda":
-        peak["total"] = torch.cuda.max_memory_allocated() - before
-        # Already so, unless the profiler missed events; then what it missed is no weight's.
-        peak["other"] = max(peak["other"], peak["total"] - peak["weights"])
-    return {key: round(value / 1e6, 2) for key, value in peak.items()}
+    events = [e for e in sorted(events, key=lambda e: e.start_ns()) if e.device_type().name == wanted]
+    on_gpu = torch.cuda.max_memory_allocated() - before if device == "cuda" else None
+    return [e.nbytes() for e in events], on_gpu
 
 
 def _restart_peak() -> int:

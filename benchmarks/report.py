@@ -84,6 +84,24 @@ def text_table(records: list[Record]) -> list[str]:
     return lines
 
 
+def network_table(networks: list[Record]) -> list[str]:
+    """A Markdown table: time and peak memory of a training step in each form, and over ours."""
+    lines = ["| network, batch | form | ms | over ours | peak MB | over ours |", "|---|---|---|---|---|---|"]
+    for record in networks:
+        ours = record["ours"][0]
+        size = f"{record['resolution']}x{record['resolution']}"
+        where = f"width {record['width']}, {record['batch']} of {size}, {record['dtype']}"
+        for name, form in record["forms"].items():
+            times = ratio(record, name, ours)
+            memory = form["peak_mb"] / record["forms"][ours]["peak_mb"]
+            lines.append(
+                f"| {where} | {name} | {median_ms(record, name):.0f} | {times:.2f} | {form['peak_mb']:.0f} "
+                f"| {memory:.2f} |"
+            )
+        lines += [f"| {where} | {name} | missing: {why} | | | |" for name, why in record["missing"].items()]
+    return lines
+
+
 def markdown(machine: dict[str, Any], records: list[Record]) -> str:
     """One line for each layer, mask and backend; a cell holds forward / forward + backward."""
     where = machine["gpu"] or "{processor}, {threads} threads, {cpu_capability}".format(**machine)
