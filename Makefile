@@ -46,7 +46,7 @@ wheel-check: dist
 	set -e; for torch in "torch==2.11.*" torch; do \
 		rm -rf build/wheel-check; \
 		$(PYTHON) -m venv build/wheel-check; \
-		build/wheel-check/bin/pip install "$$torch" dist/*.whl pytest; \
+		build/wheel-check/bin/pip install "$$torch" "$$(echo dist/*.whl)[test]"; \
 		build/wheel-check/bin/python -c "import torch; print('wheel-check: torch', torch.__version__)"; \
 		build/wheel-check/bin/pytest $(ARGS); \
 	done; rm -rf build/wheel-check
@@ -65,10 +65,11 @@ $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('Python >= 3.10 is needed, not ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first: the build then uses it instead of downloading one of its own.
+# torch comes first: the build then uses it instead of downloading one of its own. It is named again, because every
+# torchvision fits one torch, and pip would otherwise take the newest of both.
 $(VENV)/.pconv_ext: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install "$(TORCH)"
-	$(BIN)/pip install ".[test,bench]"
+	$(BIN)/pip install ".[test,bench]" "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.pconv_ext

@@ -2,9 +2,9 @@
 
     python benchmarks/learn.py TRAIN VAL --vgg16 FILE -o benchmarks/results
 
-Trains with the paper's losses and rectangles on the pictures in TRAIN and measures on those in VAL, which
-only the learning rate and the choice of the epoch depend on. Writes learning.json, with the loss of every
-epoch, and learning.png, with this repository's three photographs, which are in neither folder.
+Trains with the paper's losses, under irregular strokes, on the pictures in TRAIN and measures on those in
+VAL, which only the learning rate and the choice of the epoch depend on. Writes learning.json, with the loss
+of every epoch, and learning.png, with this repository's three photographs, which are in neither folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from pconv_ext.training import train
 from pconv_ext.training.run_folder import RunFolder
 
 PHOTOS = Path(__file__).parent / "photos"
-SETTINGS = {"size": 64, "width": 32, "depth": 6, "msfef_stages": 4, "batch_size": 16, "patience": 3}
+SETTINGS: dict[str, Any] = {
+    "size": 64,
+    "width": 32,
+    "depth": 6,
+    "msfef_stages": 4,
+    "batch_size": 16,
+    "patience": 3,
+    "holes": "irregular",
+    "precision": "bfloat16",
+}
 MASK_SEED = 7
 ENLARGED = 3  # times, in the picture
 
@@ -95,7 +104,7 @@ def main() -> None:
     parser.add_argument("train", help="folder of pictures")
     parser.add_argument("val", help="folder of pictures to measure on")
     parser.add_argument("--vgg16", help="file of VGG-16's weights")
-    parser.add_argument("--epochs", type=int, default=45)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
 
@@ -106,7 +115,7 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         net, history = load_net(scratch), RunFolder(scratch).load()["progress"]["history"]
     fills = {"network": net_fill(net), "mean fill": mean_fill}
-    size = int(SETTINGS["size"])
+    size = SETTINGS["size"]
     rows = compare(PictureDataset(folder(arguments.val), size), fills)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture(fills, size).save(arguments.output / "learning.png", optimize=True)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, plan, rows
-from .launch import Entries, Plane, RowList, Source, Windows
+from . import launch, launch_gradients, lists, plan, rows
+from .launch import Source
+from .lists import Entries, Plane, RowList, Windows, empty_mask
 from .plan import Branch, Taps
 
 
@@ -46,11 +47,15 @@ def problem(
     return Problem(n, c_in, h, w, c_out, ho, wo, stride, (top, left), dilation, parts)
 
 
-def flat_weights(weights: list[Tensor], parts: tuple[Branch, ...]) -> Tensor:
-    """The weights of all branches in one flat tensor, in the order of `parts`."""
+def pack(
+    weights: list[Tensor], scales: Tensor | None, p: Problem, taps: Taps, block_n: int, *, adjoint: bool
+) -> launch.Packed:
+    """The weights of all branches, laid out for `taps`."""
     if len(weights) == 1:
-        return weights[0].contiguous().view(-1)
-    return torch.cat([weights[part.row].reshape(-1) for part in parts])
+        flat = weights[0].contiguous().view(-1)
+    else:
+        flat = torch.cat([weights[part.row].reshape(-1) for part in p.parts])
+    return launch.pack(flat, scales, p.parts, taps, p.c_out, p.c_in, p.c_in, 1, block_n, adjoint=adjoint)
 
 
 def features(x: Tensor) -> Source:
@@ -72,8 +77,7 @@ def windows(
     device = x.device
     ratio = torch.empty((len(p.parts), p.pixels), dtype=torch.float32, device=device)
     natural = torch.empty(p.pixels, dtype=torch.int8, device=device)
-    new_mask = torch.empty((p.n, 1, p.ho, p.wo), dtype=x.dtype if mask is None else mask.dtype, device=device)
-    stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
+    new_mask, stored = empty_mask((p.n, 1, p.ho, p.wo), mask, x)
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         rows.forward_windows[grid](
@@ -83,7 +87,7 @@ def windows(
             DH=p.dilation[0], DW=p.dilation[1], MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
-    row = launch.row_list(device, p.pixels, 1, 2, taps.words, pad, fill)
+    row = lists.row_list(device, p.pixels, 1, 2, taps.words, pad, fill)
     return Windows(ratio, natural), row, new_mask
 
 
@@ -99,22 +103,10 @@ def forward(
     taps = plan.forward_taps(p.parts, p.dilation)
     blocks = launch.gather_blocks(p.pixels, p.c_out, x)
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
-    packed = launch.pack(
-        flat_weights(weights, p.parts),
-        scales,
-        p.parts,
-        taps,
-        p.c_out,
-        p.c_in,
-        p.c_in,
-        1,
-        blocks.n,
-        adjoint=False,
-    )
+    packed = pack(weights, scales, p, taps, blocks.n, adjoint=False)
     out = launch.empty_features((p.n, p.c_out, p.ho, p.wo), x)
-    plain = len(taps.phases) - 1
     launch.matmul(
-        row, [(features(x), taps, packed)], out, p.c_out, blocks, plain_phase=plain, mixed_phases=plain,
+        row, [(features(x), taps, packed)], out, p.c_out, blocks,
         ratio=window.ratio, pixels=p.pixels, bias=bias,
     )  # fmt: skip
     return out, new_mask
@@ -142,21 +134,23 @@ def backward(
 ) -> Gradients:
     """Gradients of `forward`; those of bias and scales follow from sums and products."""
     taps = plan.forward_taps(p.parts, p.dilation)
-    wide = launch.MAX_BLOCK_DEPTH
+    wide = launch_gradients.MAX_BLOCK_DEPTH
     window, row, _ = windows(p, mask, x, taps, wide)
     largest = p.parts[-1].kh * p.parts[-1].kw
-    grad = launch.scale_gradient(grad_out, window, largest, for_features=needs_x, for_weights=needs_weights)
+    grad = launch_gradients.scale_gradient(
+        grad_out, window, largest, for_features=needs_x, for_weights=needs_weights
+    )
     grad_x = adjoint(grad, x, mask, weights, scales, window, p) if needs_x else None
     if not needs_weights:
         return Gradients(grad_x, None, grad.sums, None)
-    partial = launch.weight_partials(row, features(x), 0, 0, grad, p.c_out, taps, p.parts, shared=True)
+    partial = launch_gradients.weight_partials(row, features(x), 0, 0, grad, taps, p.parts, shared=True)
     grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
     products = None
     if scales is not None:
-        blocks_f = launch.finish_blocks(p.c_in, p.parts[-1])
+        blocks_f = launch_gradients.finish_blocks(p.c_in, p.parts[-1])
         products = torch.zeros((len(p.parts), blocks_f, p.c_out), dtype=torch.float32, device=x.device)
     for b, part in enumerate(p.parts):
-        launch.finish(
+        launch_gradients.finish(
             partial, b, part, p.parts[-1].kw, weights[part.row].contiguous(), grads[part.row], p.c_in, p.c_in,
             scales, products,
         )  # fmt: skip
@@ -164,7 +158,7 @@ def backward(
 
 
 def adjoint(
-    grad: launch.ScaledGradient,
+    grad: launch_gradients.ScaledGradient,
     x: Tensor,
     mask: Tensor | None,
     weights: list[Tensor],
@@ -176,31 +170,10 @@ def adjoint(
     taps = plan.adjoint_taps(p.parts, p.stride, p.padding, p.dilation)
     blocks = launch.gather_blocks(p.n * p.h * p.w, p.c_in, x)
     row = adjoint_rows(p, mask, x, window, taps, blocks.m)
-    packed = launch.pack(
-        flat_weights(weights, p.parts),
-        scales,
-        p.parts,
-        taps,
-        p.c_out,
-        p.c_in,
-        p.c_in,
-        1,
-        blocks.n,
-        adjoint=True,
-    )
+    packed = pack(weights, scales, p, taps, blocks.n, adjoint=True)
     grad_x = launch.empty_features(tuple(x.shape), x)
     source = Source(grad.copies, p.c_out, grad.pitch, p.wo, -1, p.pixels * grad.pitch)
-    plain = len(taps.phases) - 1
-    launch.matmul(
-        row,
-        [(source, taps, packed)],
-        grad_x,
-        p.c_in,
-        blocks,
-        plain_phase=plain,
-        mixed_phases=plain,
-        unscale=grad.unscale,
-    )
+    launch.matmul(row, [(source, taps, packed)], grad_x, p.c_in, blocks, unscale=grad.unscale)
     return grad_x
 
 
@@ -224,4 +197,4 @@ def adjoint_rows(
             WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
-    return launch.row_list(x.device, pixels, sh * sw, 2, taps.words, pad, fill)
+    return lists.row_list(x.device, pixels, sh * sw, 2, taps.words, pad, fill)

@@ -127,7 +127,7 @@ def gather_matmul(
     SOURCE0: tl.constexpr, PHASES0: tl.constexpr, SOURCE1: tl.constexpr, PHASES1: tl.constexpr,
     FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, WORDS0: tl.constexpr,
     NOUT: tl.constexpr, NP: tl.constexpr, RATIOS: tl.constexpr, PLAIN_PHASE: tl.constexpr,
-    MIXED_PHASES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[pixel, :NOUT] = unscale * ratio * (sum over sources and taps) + bias; 0 for dead pixels.
@@ -147,7 +147,7 @@ def gather_matmul(
     mixed = start < mixed_end
     live = start < live_end
     lo = tl.where(mixed, 0, PLAIN_PHASE)
-    hi = tl.where(mixed, MIXED_PHASES, tl.where(live, PLAIN_PHASE + 1, PLAIN_PHASE))
+    hi = tl.where(live & (start >= mixed_end), PLAIN_PHASE + 1, PLAIN_PHASE)
     acc = tl.zeros([BM, BN], tl.float32)
     acc = accumulate(
         acc, x0, weights0, words + first, pixels + entries, pixels, entries, segment, first_n, lo, hi,

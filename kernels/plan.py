@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-WORD_BITS = 63
+WORD_BITS = 63  # of an int64, without its sign
 
 
 class Branch(NamedTuple):
@@ -130,10 +130,15 @@ def row_depth(channels: int, columns: int, itemsize: int) -> int:
 
     It does for few channels, as long as the row fits the width of a shared memory tile, 128 bytes.
     """
-    depth = max(16, 1 << (max(row_channels(channels) * columns, 1) - 1).bit_length())
+    depth = max(16, power_of_two(row_channels(channels) * columns))
     return depth if row_channels(channels) and depth * itemsize <= 128 else 0
 
 
 def rounded(n: int, to: int) -> int:
     """The smallest multiple of `to` that is at least `n`."""
     return -(-n // to) * to
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`."""
+    return 1 << max(n - 1, 0).bit_length()

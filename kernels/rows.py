@@ -13,11 +13,13 @@ a forward convolution, those of one parity going backward through a stride or fo
 import triton
 import triton.language as tl
 
+from . import plan
+
 MIXED = tl.constexpr(0)
 PLAIN = tl.constexpr(1)
 DEAD = tl.constexpr(2)
 OUTSIDE = tl.constexpr(3)  # beyond the last pixel of the segment
-WORD_BITS = tl.constexpr(63)  # of an int64, without its sign
+WORD_BITS = tl.constexpr(plan.WORD_BITS)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from .plan import power_of_two
+
 
 class Blocks(NamedTuple):
     """One configuration: rows x columns x depth of the tile, warps of the program, stages of the pipeline."""
@@ -19,11 +21,6 @@ class Blocks(NamedTuple):
     k: int
     warps: int
     stages: int
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n`."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, precision: str) -> Blocks:

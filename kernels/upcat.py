@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import conv, launch, plan, rows, tuning, weights
-from .launch import Entries, Plane, RowList, Source, Windows
+from . import conv, launch, launch_gradients, lists, plan, rows, weights
+from .launch import Source
+from .lists import Entries, Plane, RowList, Windows, empty_mask
 
 
 class Problem(NamedTuple):
@@ -75,10 +76,7 @@ def windows(
     words_low, words_skip = plan.square_taps(km).words, plan.square_taps(p.k).words
     ratio = torch.empty((1, p.pixels), dtype=torch.float32, device=skip.device)
     natural = torch.empty(p.pixels, dtype=torch.int8, device=skip.device)
-    new_mask = torch.empty(
-        (p.n, 1, p.h, p.w), dtype=skip.dtype if mask is None else mask.dtype, device=skip.device
-    )
-    stored = new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
+    new_mask, stored = empty_mask((p.n, 1, p.h, p.w), mask, skip)
     cut_h, cut_w = p.cut
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
@@ -90,9 +88,7 @@ def windows(
         )  # fmt: skip
 
     pixels = p.n * -(-p.h // 2) * -(-p.w // 2)
-    row = launch.row_list(
-        skip.device, pixels, (2 + cut_h) * (2 + cut_w), 3, words_low + words_skip, pad, fill
-    )
+    row = lists.row_list(skip.device, pixels, (2 + cut_h) * (2 + cut_w), 3, words_low + words_skip, pad, fill)
     return Windows(ratio, natural), row, new_mask
 
 
@@ -101,8 +97,8 @@ def low_weights(weight: Tensor, p: Problem, segments: int, *, adjoint: bool) -> 
     slots = (p.k + 1) ** 2 if adjoint else ((p.k + 1) // 2) ** 2
     cut_h, cut_w = p.low_cut if adjoint else p.cut
     folded = weight.new_empty(segments * p.c_out * p.c_low * slots)
-    block_t = tuning.power_of_two(p.k * p.k)
-    block_c = max(1, min(tuning.power_of_two(p.c_low), 2048 // block_t))
+    block_t = plan.power_of_two(p.k * p.k)
+    block_c = max(1, min(plan.power_of_two(p.c_low), 2048 // block_t))
     weights.fold_low[(p.c_out, -(-p.c_low // block_c), segments)](
         weight, folded, p.c_low, p.c_low + p.c_skip,
         K=p.k, CUT_H=cut_h, CUT_W=cut_w, ADJOINT=adjoint, SLOTS=slots, BC=block_c, BT=block_t,
@@ -137,7 +133,7 @@ def forward(
     out = launch.empty_features((p.n, p.c_out, p.h, p.w), skip)
     launch.matmul(
         row, [(conv.features(x_low), low_taps, packed_low), (conv.features(skip), skip_taps, packed_skip)],
-        out, p.c_out, blocks, plain_phase=0, mixed_phases=0, ratio=window.ratio, pixels=p.pixels, bias=bias,
+        out, p.c_out, blocks, ratio=window.ratio, pixels=p.pixels, bias=bias,
     )  # fmt: skip
     return out, new_mask
 
@@ -166,8 +162,8 @@ def backward(
     """Gradients of `forward`."""
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
-    window, row, _ = windows(p, mask_low, mask_skip, skip, launch.MAX_BLOCK_DEPTH)
-    grad = launch.scale_gradient(
+    window, row, _ = windows(p, mask_low, mask_skip, skip, launch_gradients.MAX_BLOCK_DEPTH)
+    grad = launch_gradients.scale_gradient(
         grad_out, window, p.largest_ratio, for_features=needs_low or needs_skip, for_weights=needs_weight
     )
     side = p.skip()
@@ -184,21 +180,23 @@ def backward(
         low_parts = plan.branches([(km, km)], p.c_out, p.c_low)
         grad_weight = torch.empty_like(weight)
         stride_out = p.c_low + p.c_skip
-        share = launch.weight_partials(
-            row, conv.features(x_low), 0, 0, grad, p.c_out, low_taps, low_parts, shared=False
+        share = launch_gradients.weight_partials(
+            row, conv.features(x_low), 0, 0, grad, low_taps, low_parts, shared=False
         )
         whole = side.parts[0]
-        launch.finish(share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut)
-        del share
-        share = launch.weight_partials(
-            row, conv.features(skip), 1, low_taps.words, grad, p.c_out, skip_taps, side.parts, shared=True
+        launch_gradients.finish(
+            share, 0, whole, p.k, weight, grad_weight, p.c_low, stride_out, low=True, cut=p.cut
         )
-        launch.finish(share, 0, whole, p.k, weight, grad_weight[:, p.c_low :], p.c_skip, stride_out)
+        del share
+        share = launch_gradients.weight_partials(
+            row, conv.features(skip), 1, low_taps.words, grad, skip_taps, side.parts, shared=True
+        )
+        launch_gradients.finish(share, 0, whole, p.k, weight, grad_weight[:, p.c_low :], p.c_skip, stride_out)
     return Gradients(grad_low, grad_skip, grad_weight, grad.sums)
 
 
 def low_adjoint(
-    grad: launch.ScaledGradient,
+    grad: launch_gradients.ScaledGradient,
     x_low: Tensor,
     mask_low: Tensor | None,
     weight: Tensor,
@@ -222,21 +220,12 @@ def low_adjoint(
             K=p.k, CUT_H=cut_h, CUT_W=cut_w, LOW_MASK=plane.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
 
-    row = launch.row_list(x_low.device, pixels, segments, 2, taps.words, blocks.m, fill)
+    row = lists.row_list(x_low.device, pixels, segments, 2, taps.words, blocks.m, fill)
     folded = low_weights(weight, p, segments, adjoint=True)
     packed = launch.pack(
         folded, None, parts, taps, p.c_out, p.c_low, p.c_low, segments, blocks.n, adjoint=True
     )
     grad_low = launch.empty_features(tuple(x_low.shape), x_low)
     source = Source(grad.copies, p.c_out, grad.pitch, p.w, 1)
-    launch.matmul(
-        row,
-        [(source, taps, packed)],
-        grad_low,
-        p.c_low,
-        blocks,
-        plain_phase=0,
-        mixed_phases=0,
-        unscale=grad.unscale,
-    )
+    launch.matmul(row, [(source, taps, packed)], grad_low, p.c_low, blocks, unscale=grad.unscale)
     return grad_low

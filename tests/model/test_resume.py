@@ -46,7 +46,7 @@ def position(folder):
 
 def test_killed_at_any_moment(pictures, tmp_path):
     """kill -9 again and again, a random moment after a new checkpoint."""
-    begin = ["train", pictures, *OPTIONS, "--batch-size=3", "--epochs=3", "--save-every=1", "--patience=0"]
+    begin = ["train", pictures, *OPTIONS, "--batch-size=3", "--save-every=1", "--patience=0"]
     finish(command(*begin, "-o", tmp_path / "whole"))
     folder, delays, kills = tmp_path / "killed", np.random.default_rng(), 0
     while True:
