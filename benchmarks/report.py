@@ -18,7 +18,7 @@ from names import COMPILED, FORWARD, NAIVE_1, NAIVE_C, PLAIN, TRAINING
 
 Record = dict[str, Any]
 NAIVE = {NAIVE_C: "x naive C", NAIVE_1: "x naive 1", COMPILED: "x compiled"}
-MARK = "<!-- benchmarks -->"
+MARK, NETWORK_MARK = "<!-- benchmarks -->", "<!-- network -->"
 
 
 def samples(record: Record, form: str) -> list[float]:
@@ -90,24 +90,23 @@ def network_table(networks: list[Record]) -> list[str]:
     for record in networks:
         ours = record["ours"][0]
         size = f"{record['resolution']}x{record['resolution']}"
-        where = f"width {record['width']}, {record['batch']} of {size}, {record['dtype']}"
+        what = f"width {record['width']}, {record['batch']} of {size}, {record['dtype']}"
         for name, form in record["forms"].items():
             times = ratio(record, name, ours)
             memory = form["peak_mb"] / record["forms"][ours]["peak_mb"]
             lines.append(
-                f"| {where} | {name} | {median_ms(record, name):.0f} | {times:.2f} | {form['peak_mb']:.0f} "
+                f"| {what} | {name} | {median_ms(record, name):.0f} | {times:.2f} | {form['peak_mb']:.0f} "
                 f"| {memory:.2f} |"
             )
-        lines += [f"| {where} | {name} | missing: {why} | | | |" for name, why in record["missing"].items()]
+        lines += [f"| {what} | {name} | missing: {why} | | | |" for name, why in record["missing"].items()]
     return lines
 
 
 def markdown(machine: dict[str, Any], records: list[Record]) -> str:
     """One line for each layer, mask and backend; a cell holds forward / forward + backward."""
-    where = machine["gpu"] or "{processor}, {threads} threads, {cpu_capability}".format(**machine)
     kinds = sorted({f"batch {r['batch']}, {r['dtype']}" for r in records if not r["sweep"]})
     lines = [
-        f"{where}; torch {machine['torch']}; {'; '.join(kinds)}; commit {machine['commit']}. "
+        f"{where(machine)}; {'; '.join(kinds)}. "
         "Each cell: forward / forward + backward. Times are medians, ratios medians over interleaved rounds.",
         "",
         "| layer | hole | backend | ms | faster than naive, C-channel mask | than naive, 1-channel mask "
@@ -170,6 +169,21 @@ def sweep_plot(records: list[Record]) -> str:
     return svg.figure(panels)
 
 
+def where(machine: dict[str, Any]) -> str:
+    """What was measured on, in a few words."""
+    here = machine["gpu"] or "{processor}, {threads} threads, {cpu_capability}".format(**machine)
+    return f"{here}; torch {machine['torch']}; commit {machine['commit']}"
+
+
+def put_between(parser: argparse.ArgumentParser, readme: Path, mark: str, text: str) -> None:
+    """Replace what stands between the two lines `mark`."""
+    before, first, rest = readme.read_text().partition(mark)
+    _, second, after = rest.partition(mark)
+    if not (first and second):
+        parser.error(f"{readme} has no two lines {mark!r} to put the table between")
+    readme.write_text(f"{before}{mark}\n{text}{mark}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parent / "results" / "latest.json"
@@ -179,14 +193,14 @@ def main() -> None:
     options = parser.parse_args()
     content = json.loads(options.results.read_text())
     records = content["records"]
-    if options.readme:
+    networks = content.get("networks", [])
+    if options.readme and records:
         table = markdown(content["machine"], [r for r in records if r["mask"] == "rectangle"])
-        before, mark, rest = options.readme.read_text().partition(MARK)
-        _, second, after = rest.partition(MARK)
-        if not (mark and second):
-            parser.error(f"{options.readme} has no two lines {MARK!r} to put the table between")
-        options.readme.write_text(f"{before}{MARK}\n{table}{MARK}{after}")
-    if options.plots:
+        put_between(parser, options.readme, MARK, table)
+    if options.readme and networks:
+        lines = [f"{where(content['machine'])}.", "", *network_table(networks)]
+        put_between(parser, options.readme, NETWORK_MARK, "\n".join(lines) + "\n")
+    if options.plots and records:
         options.plots.mkdir(parents=True, exist_ok=True)
         (options.plots / "speedup.svg").write_text(speedup_plot(records))
         if any(record["sweep"] for record in records):
