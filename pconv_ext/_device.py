@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ._weights import reason
+
 
 def find_device(user: str, device: str | torch.device | None) -> torch.device:
     """`device`, by default a GPU where there is one.
@@ -14,9 +16,11 @@ def find_device(user: str, device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type not in ("cpu", "cuda"):
+            raise TypeError("the operators have kernels for cpu and cuda")
     except (AssertionError, RuntimeError, TypeError) as error:  # which depends on how torch was built
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{user}: device must be one that torch can use here, got {str(device)!r}: {reason}"
+            f"{user}: device must be one that torch can use here, got {str(device)!r} ({reason(error)})"
         ) from error
+    return found

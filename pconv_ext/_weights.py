@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,6 @@ def check(
 
 def reason(error: Exception) -> str:
     """Kind and first line of an error of another library, whose text may be long."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text is advice to run the code in the file
+        return "it is no file of torch, or holds more than tensors"
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

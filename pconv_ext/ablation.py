@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -108,16 +111,18 @@ def _measure(
 ) -> Report:
     """The report of the training in `folder`: that of an earlier call, where it was measured like this."""
     file = folder / "metrics.json"
+    pictures = datasets(config)[1].pictures
+    names = [pictures.source.name(i) for i in range(len(pictures))]
     described = {
         "epochs": config.epochs,
         "limit": limit,
         "with_lpips": isinstance(lpips, nn.Module),
+        "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
     }
-    if file.is_file():
+    with contextlib.suppress(OSError, ValueError):  # there is none, or a damaged one
         report = Report.from_json(file.read_text(encoding="utf-8"))
         if described.items() <= report.settings.items():
             return report
-    pictures = datasets(config)[1].pictures
     report = evaluate(
         load_net(folder),
         pictures,

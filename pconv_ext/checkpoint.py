@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ._extras import require
+from ._weights import reason
 from .model import InpaintingNet
 
 __all__ = ["CheckpointError", "load_net", "load_training", "save_net", "write_atomically"]
@@ -47,9 +48,29 @@ def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's files are their owner's alone
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError):
+            raise OSError(f"cannot write {target}: {error.strerror or error}") from error
         raise
+
+
+def check_folder(user: str, name: str, folder: Path) -> None:
+    """Check a folder to write into, without making it.
+
+    Raises:
+        OSError: it is a file, cannot be made, or cannot be written; names `user` and the argument `name`.
+        ValueError: its name is not valid text, which some libraries cannot write to.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{user}: {name} must have a name in UTF-8, got {os.fsencode(folder)!r}") from None
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{user}: {name} must be a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{user}: {name} must be a folder that can be written, {there} cannot")
 
 
 def save_net(
@@ -123,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged file: SafetensorError, OSError, UnicodeDecodeError
         raise CheckpointError(
-            f"{path} cannot be read, it is damaged or no safetensors file: {error}"
+            f"{path} cannot be read, it is damaged or no safetensors file ({reason(error)})"
         ) from error
     try:
         content = json.loads(metadata[_KEY])

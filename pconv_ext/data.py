@@ -114,6 +114,10 @@ class PictureDataset(Dataset[Tensor]):
             raise IndexError(f"PictureDataset: index must be in [0, {len(self)}), got {index}")
         return _rgb_to_tensor(self._fit(self._load(index), index))
 
+    def is_stand_in(self, index: int) -> bool:
+        """Whether item `index`, which was taken before in this process, is another picture's."""
+        return bool(self._unreadable[index])
+
     def _load(self, index: int) -> Image.Image:
         """Picture `index` or, if it is unreadable, the first readable one after it."""
         reason = "they were found unreadable before"

@@ -58,6 +58,8 @@ class Report:
     lpips_missing: str = ""
     #: Images that were left out, because the ratio of their mask is in no bin.
     outside: int = 0
+    #: Pictures that were left out, because they could not be read.
+    unreadable: int = 0
     #: How it was measured, of what JSON can hold.
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ def evaluate(
     Args:
         net: called with images float32 [N, 3, H, W] and masks uint8 [N, 1, H, W] for its idea of the images
             [N, 3, H, W]; in evaluation mode meanwhile.
-        pictures: at least 11x11.
+        pictures: at least 11x11. One that cannot be read is left out and counted.
         bins: hole ratios [low, high) to report by.
         holes: masks. None draws irregular ones, for every picture one in every bin; from a folder each
             picture gets one, and is counted in the bin that its mask falls into, or as outside of them.
@@ -156,13 +158,14 @@ def evaluate(
     loader = DataLoader(
         Subset(cases, range(count)), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
     )
-    done, outside, total = 0, 0, count * cases.masks_each
+    done, outside, unreadable, total = 0, 0, 0, count * cases.masks_each
     measured: list[list[list[float]]] = [[] for _ in bins]
     with _evaluating(net.to(device)), torch.inference_mode():
-        for images, all_masks, all_bins in loader:
+        for images, all_masks, all_bins, readable in loader:
+            unreadable += int((~readable).sum())
             for masks, places in zip(all_masks.unbind(1), all_bins.unbind(1), strict=True):
-                inside = places >= 0
-                outside += len(places) - int(inside.sum())
+                inside = (places >= 0) & readable
+                outside += int(((places < 0) & readable).sum())
                 if inside.any():
                     truth, mask = images[inside].to(device), masks[inside].to(device)
                     result = net(truth, mask).clamp(0, 1)
@@ -183,11 +186,11 @@ def evaluate(
         "seed": seed,
     }
     means = tuple(_mean(low, high, rows) for (low, high), rows in zip(bins, measured, strict=True))
-    return Report(means, raw, missing, outside, settings)
+    return Report(means, raw, missing, outside, unreadable, settings)
 
 
-class _Cases(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Each picture [3, H, W] with its M masks [M, 1, H, W] and their bins [M], -1 for none."""
+class _Cases(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
+    """Each picture [3, H, W], its M masks [M, 1, H, W], their bins [M], -1 for none, and if it was read."""
 
     def __init__(
         self,
@@ -203,13 +206,13 @@ class _Cases(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.sets = [InpaintingDataset(pictures, kind, fixed=True, seed=seed) for kind in kinds]
         self.masks_each = len(self.sets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, bool]:
         masks = torch.stack([one.mask(index) for one in self.sets])
         places = torch.arange(self.masks_each)
         if self.from_folder:
             place = find_bin(hole_ratio(masks), self.bins)
             places = torch.tensor([-1 if place is None else place])
-        return self.pictures[index], masks, places
+        return self.pictures[index], masks, places, not self.pictures.is_stand_in(index)
 
 
 @contextmanager

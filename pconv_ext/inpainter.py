@@ -18,7 +18,7 @@ from . import _backends, _pictures, masks
 from ._checks import FLOAT_DTYPES, MASK_DTYPES
 from ._device import find_device
 from ._extras import require
-from .checkpoint import load_net, write_atomically
+from .checkpoint import check_folder, load_net, write_atomically
 from .model import InpaintingNet, composite
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class Inpainter:
             x = x / 255
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             output = self.net(x, valid.to(self.device))
+        if not output.isfinite().all():
+            raise ValueError("Inpainter: the network must return finite values, it is damaged or diverged")
         output = output.clamp(0, 1)  # a tensor of inference mode would stop a later backward pass
         if pixels.dtype == torch.uint8:
             output = (output * 255).round()
@@ -296,7 +298,9 @@ def _file_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, 
             f"inpaint: output must be a file, as the image {image} is, got the folder {output}"
         )
     _format(output)
-    _check_writable(output.parent)
+    if not output.parent.is_dir():
+        raise NotADirectoryError(f"inpaint: output must go into an existing folder, {output.parent} is none")
+    check_folder("inpaint", "the folder of output", output.parent)
     return [(image, mask, output)]
 
 
@@ -314,7 +318,7 @@ def _folder_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path
     else:
         _pictures.read(mask)  # if unreadable, an error now and not a warning for each picture
         found = dict.fromkeys(pictures, mask)
-    _check_writable(output if output.exists() else output.parent)
+    check_folder("inpaint", "output", output)
     return [(path, found[stem], output / f"{stem}.png") for stem, path in pictures.items()]
 
 
@@ -343,13 +347,6 @@ def _format(file: Path) -> str:
     return name
 
 
-def _check_writable(folder: Path) -> None:
-    if not folder.is_dir():
-        raise NotADirectoryError(f"inpaint: output must go into an existing folder, {folder} is none")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"inpaint: output must go into a folder that can be written, {folder} cannot")
-
-
 def _check_apart(inputs: tuple[Path, Path], output: Path, jobs: list[tuple[Path, Path, Path]]) -> None:
     """No output may replace an input, or be one the next time."""
     places = [path.resolve() for path in inputs]
@@ -365,7 +362,7 @@ def _save(picture: Image.Image, file: Path) -> None:
     kind, stream = _format(file), io.BytesIO()
     try:
         picture.save(stream, kind, **_QUALITY.get(kind, {}))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, stream.getvalue())
-    except (OSError, ValueError) as error:  # ValueError: too large for the format
-        raise OSError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
+    except (OSError, ValueError) as error:  # too large for the format
+        raise OSError(f"cannot write {file}: {error}") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, stream.getvalue())

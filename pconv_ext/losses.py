@@ -33,6 +33,25 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _SMALLEST = 2 ** len(POOLS)
 
 
+def merged_weights(user: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """`WEIGHTS` with those of `weights` in place of theirs.
+
+    Raises:
+        ValueError: unknown names, negative or infinite weights, or all 0; names `user`.
+    """
+    merged = {**WEIGHTS, **weights}
+    if merged.keys() != WEIGHTS.keys():
+        raise ValueError(f"{user}: weights may have the names {', '.join(WEIGHTS)}, got {[*weights]}")
+    if not all(math.isfinite(w) and w >= 0 for w in merged.values()) or not any(merged.values()):
+        raise ValueError(f"{user}: weights must be finite, at least 0 and not all 0, got {merged}")
+    return {name: float(weight) for name, weight in merged.items()}
+
+
+def needs_vgg16(weights: Mapping[str, float]) -> bool:
+    """Whether terms of these weights are computed from VGG-16's features."""
+    return any(weights.get(name) for name in ("perceptual", "style"))
+
+
 def gram_matrix(phi: Tensor) -> Tensor:
     """Compute K * phi^T phi of eq. (4), with K = 1 / (H * W * C), for every image.
 
@@ -89,19 +108,9 @@ class InpaintingLoss(nn.Module):
 
     def __init__(self, vgg16: nn.Sequential | None, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        merged = {**WEIGHTS, **(weights or {})}
-        if merged.keys() != WEIGHTS.keys():
-            raise ValueError(
-                f"InpaintingLoss: weights may have the names {', '.join(WEIGHTS)}, got {[*(weights or ())]}"
-            )
-        if not all(math.isfinite(w) and w >= 0 for w in merged.values()) or not any(merged.values()):
-            raise ValueError(
-                f"InpaintingLoss: weights must be finite, at least 0 and not all 0, got {merged}"
-            )
-        self.weights = {name: float(weight) for name, weight in merged.items() if weight}
-        self.features: nn.Sequential | None = None
-        if "perceptual" in self.weights or "style" in self.weights:
-            self.features = _frozen(vgg16)
+        merged = merged_weights("InpaintingLoss", weights or {})
+        self.weights = {name: weight for name, weight in merged.items() if weight}
+        self.features = _frozen(vgg16) if needs_vgg16(merged) else None
         for name, values in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 

@@ -96,9 +96,13 @@ def report_csv(report: Report) -> str:
 
 def write_report(report: Report, folder: Path) -> None:
     """Write ``metrics.csv``, ``metrics.md`` and ``metrics.json`` into an existing folder, each atomically."""
-    write_atomically(folder / "metrics.csv", report_csv(report).encode())
-    write_atomically(folder / "metrics.md", report_markdown(report).encode())
-    write_atomically(folder / "metrics.json", report.to_json().encode())
+    files = {
+        "metrics.csv": report_csv(report).encode(),
+        "metrics.md": report_markdown(report).encode(),
+        "metrics.json": report.to_json().encode(),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 def ablation_screen(reports: Mapping[str, Report]) -> Table:
@@ -237,6 +241,8 @@ def _notes(report: Report) -> list[str]:
     notes = ["Of the network's output." if report.raw else "Of the composite: the truth outside of holes."]
     if report.lpips_missing:
         notes.append(f"LPIPS is missing: {_line(report.lpips_missing)}.")
+    if report.unreadable:
+        notes.append(f"Left out: {report.unreadable} pictures that could not be read.")
     if report.outside:
         notes.append(f"Left out: {report.outside} images whose mask has a hole ratio in none of the bins.")
     return notes

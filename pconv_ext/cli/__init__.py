@@ -38,13 +38,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = _show_warning
         try:
             app(args=None if arguments is None else list(arguments), prog_name="pconv-ext")
-        except (ArithmeticError, ImportError, OSError, ValueError) as error:
-            print(f"pconv-ext: {_line(error)}", file=sys.stderr)
+        except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            print(f"pconv-ext: {_line(error) or type(error).__name__}", file=sys.stderr)
             sys.exit(1)
 
 
 def _line(message: Any) -> str:
-    return " ".join(str(message).split())
+    text = str(message).strip()
+    if text.startswith("Caught ") and "Traceback" in text:  # from a process that loads pictures
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def _show_warning(

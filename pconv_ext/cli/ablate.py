@@ -27,7 +27,7 @@ def ablate(
     holes: options.Holes = None,
     rectangles: options.Rectangles = None,
     masks: options.Masks = None,
-    white_holes: options.WhiteHoles = None,
+    invert_mask: options.InvertMask = None,
     width: options.Width = None,
     msfef_stages: options.MsfefStages = None,
     kernel_sizes: options.KernelSizes = None,

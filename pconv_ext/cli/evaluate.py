@@ -16,12 +16,13 @@ from torch import Tensor
 from .. import tables
 from .._arguments import SEED_LIMIT, choice, integer
 from .._device import find_device
-from ..checkpoint import load_net, write_atomically
+from ..checkpoint import check_folder, load_net, load_training, write_atomically
 from ..data import DATASETS, PictureDataset, Source, folder, has_split
 from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
 from .metric import Lpips, NoLpips, metric
+from .settings import Device, Workers
 
 
 def evaluate(
@@ -40,7 +41,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Height and width of the pictures, in pixels.")] = 256,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width of the pictures, in pixels; by default as in training.", show_default=False
+        ),
+    ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -58,11 +64,8 @@ def evaluate(
     lpips: Lpips = None,
     no_lpips: NoLpips = False,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 16,
-    workers: Annotated[int, typer.Option(help="Processes that load pictures.")] = 2,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),
-    ] = None,
+    workers: Workers = 2,
+    device: Device = None,
     limit: Annotated[
         int | None, typer.Option(help="Take the first so many pictures.", show_default=False)
     ] = None,
@@ -72,7 +75,6 @@ def evaluate(
     """Measure a network: L2, SSIM, PSNR and LPIPS for each bin of hole ratios."""
     for name, value, least, below in (
         ("--batch-size", batch_size, 1, None),
-        ("--workers", workers, 0, None),
         ("--seed", seed, 0, SEED_LIMIT),
         ("--figures", figures, 0, None),
         ("--limit", 1 if limit is None else limit, 1, None),
@@ -80,12 +82,13 @@ def evaluate(
         integer("evaluate", name, value, least, below)
     if invert_mask and masks is None:
         raise ValueError("evaluate: --invert-mask is about the pictures of --masks, which is not given")
-    _check_output(output)
+    check_folder("evaluate", "--output", output)
     where = find_device("evaluate", device)
     net = load_net(checkpoint)
+    if size is None:
+        size = load_training(checkpoint).get("config", {}).get("size", 256)
     shown = PictureDataset(_source(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
-
     distance = metric(lpips, no_lpips)
     rows: list[list[list[Tensor]]] = [[] for _ in BINS]
 
@@ -110,24 +113,18 @@ def evaluate(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             visit=visit,
         )
-    names = {"checkpoint": str(checkpoint), "folder": str(pictures)}
+    names = {"checkpoint": _text(checkpoint), "folder": _text(pictures)}
     report = dataclasses.replace(report, settings=names | report.settings)
     (output / "figures" if figures else output).mkdir(parents=True, exist_ok=True)
     for (low, high), some in zip(BINS, rows, strict=True):
+        file = output / "figures" / f"holes-{low:g}-{high:g}.png"
         if some:
-            write_atomically(output / "figures" / f"holes-{low:g}-{high:g}.png", _png(some))
+            write_atomically(file, _png(some))
+        else:
+            file.unlink(missing_ok=True)  # of an earlier evaluation
     tables.write_report(report, output)
     Console().print(tables.report_screen(report))
     print(f"written to {output}")
-
-
-def _check_output(output: Path) -> None:
-    """OSError unless the folder is there, or can be made, and can be written to."""
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"evaluate: --output must be a folder, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"evaluate: --output must be a folder that can be written to, {there} cannot")
 
 
 def _source(dataset: str, pictures: Path, split: str | None) -> Source:
@@ -138,6 +135,11 @@ def _source(dataset: str, pictures: Path, split: str | None) -> Source:
             return folder(pictures)
         choice("evaluate", "--split", split or splits[1], ("all", *splits))
     return load(pictures, split or splits[1])
+
+
+def _text(path: Path) -> str:
+    """As it can be written, also where its name is not in UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _png(rows: list[list[Tensor]]) -> bytes:

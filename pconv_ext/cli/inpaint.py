@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..inpainter import Inpainter, inpaint_files
+from .settings import Device
 
 
 def inpaint(
@@ -38,9 +39,7 @@ def inpaint(
     raw: Annotated[
         bool, typer.Option("--raw", help="The network's output everywhere, not only in holes.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Fill the holes of a picture, or of all pictures in a folder.
 

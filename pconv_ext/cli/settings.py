@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._backends import backends
 from ..data import DATASETS
 from ..losses import WEIGHTS
 from ..training.config import CROPS, HOLES, PRECISIONS, TrainConfig
@@ -45,8 +46,8 @@ Rectangles = Annotated[int | None, _option("--rectangles", "Rectangles in each m
 Masks = Annotated[
     str | None, _option("--masks", "Folder of mask pictures, dark = hole, in place of --holes.", _PICTURES)
 ]
-WhiteHoles = Annotated[
-    bool | None, _option("--white-holes", "In the pictures of --masks light = hole.", _PICTURES)
+InvertMask = Annotated[
+    bool | None, _option("--invert-mask", "In the pictures of --masks light = hole.", _PICTURES)
 ]
 Width = Annotated[int | None, _option("--width", "Channels of the first stage.", _NETWORK)]
 MsfefStages = Annotated[
@@ -105,7 +106,7 @@ Device = Annotated[
     typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that load pictures, per training process.", min=0)]
-Backend = Annotated[str, typer.Option(help="Of the partial convolutions: auto, cpu, triton or reference.")]
+Backend = Annotated[str, typer.Option(help=f"Of the partial convolutions: auto, {_names(backends())}.")]
 
 
 def collect(context: typer.Context) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def train(
     holes: options.Holes = None,
     rectangles: options.Rectangles = None,
     masks: options.Masks = None,
-    white_holes: options.WhiteHoles = None,
+    invert_mask: options.InvertMask = None,
     width: options.Width = None,
     msfef_stages: options.MsfefStages = None,
     kernel_sizes: options.KernelSizes = None,

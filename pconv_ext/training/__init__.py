@@ -63,16 +63,20 @@ def train_in(
 ) -> bool:
     """`train` in processes that exist."""
     folder = RunFolder(output)
-    state = folder.load() if folder.begun else None
-    if state is None:
+
+    def begin() -> tuple[TrainConfig, dict[str, Any] | None]:
+        folder.check()
+        if not resume and folder.used:
+            raise FileExistsError(f"{output} holds a training already: resume it, or take another folder")
+        if folder.begun:
+            state = folder.load()
+            return resumed(state["config"], settings), state
         if "data" not in settings:
             raise ValueError("train: data must be given, the folder of the pictures")
-        config = TrainConfig(**settings)
-    elif resume:
-        config = resumed(state["config"], settings)
-    else:
-        raise FileExistsError(f"{output} holds a training already: resume it, or take another folder")
+        return TrainConfig(**settings), None
+
+    # The first process reads: on several machines the others may not see the folder.
+    config, state = group.first_alone(begin)
     trainer = Trainer(config, folder, group, state=state, workers=workers, backend=backend)
-    if group.first:
-        folder.create()
+    group.first_alone(folder.create)
     return trainer.run()

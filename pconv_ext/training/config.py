@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from .._arguments import SEED_LIMIT, choice, integer
 from ..data import DATASETS
-from ..losses import WEIGHTS
+from ..losses import merged_weights
 
 CROPS = ("random", "center", "none")
 HOLES = ("rectangle", "irregular")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 #: What may differ when a training is resumed: where the same things lie now, and how long to go on.
-REPLACEABLE = frozenset({"data", "val", "masks", "vgg16", "epochs"})
+REPLACEABLE = frozenset({"data", "val", "masks", "vgg16", "epochs", "save_every"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TrainConfig:
         crop: "random", "center" or "none", see `pconv_ext.data.PictureDataset`; validation crops the centre.
         holes: "rectangle" (the paper's) or "irregular" strokes that cover 1 % to 50 %.
         rectangles: how many of them a mask has.
-        masks: folder of mask pictures, in place of `holes`; white_holes: their holes are white.
+        masks: folder of mask pictures, in place of `holes`; invert_mask: their holes are white.
         width, msfef_stages, kernel_sizes, depth: see `pconv_ext.InpaintingNet`.
         weights: of the loss terms, those that differ from `pconv_ext.losses.WEIGHTS`.
         vgg16: file of VGG-16's weights; None downloads them.
@@ -61,7 +62,7 @@ class TrainConfig:
     holes: str = "rectangle"
     rectangles: int = 1
     masks: str | None = None
-    white_holes: bool = False
+    invert_mask: bool = False
     width: int = 64
     msfef_stages: int = 4
     kernel_sizes: Any = (3, 5, 7)
@@ -100,11 +101,12 @@ class TrainConfig:
             if not (math.isfinite(value) and fits(value)):
                 wanted = {"lr": "above 0", "weight_decay": "at least 0", "factor": "between 0 and 1"}[name]
                 raise ValueError(f"TrainConfig: {name} must be {wanted}, got {value}")
-        unknown = self.weights.keys() - WEIGHTS.keys()
-        if unknown:
-            raise ValueError(
-                f"TrainConfig: weights may have the names {', '.join(WEIGHTS)}, got {sorted(unknown)}"
-            )
+        merged_weights("TrainConfig", self.weights)
+        if self.invert_mask and self.masks is None:
+            raise ValueError("TrainConfig: invert_mask is about the pictures of masks, which is None")
+        for name in ("data", "val", "masks", "vgg16"):  # strings, for JSON
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
 
     @property
     def net(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class TrainConfig:
         values["kernel_sizes"] = [
             list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in self.kernel_sizes
         ]
-        values["weights"] = {**WEIGHTS, **self.weights}
+        values["weights"] = merged_weights("TrainConfig", self.weights)
         return values
 
 

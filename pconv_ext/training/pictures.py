@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from .. import masks
 from .._arguments import generator
@@ -30,7 +34,7 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
     train, val = _sources(config)
     holes: str | tuple[float, float] | masks.MaskFolder = "rectangle"
     if config.masks is not None:
-        holes = masks.MaskFolder(config.masks, holes="white" if config.white_holes else "black")
+        holes = masks.MaskFolder(config.masks, holes="white" if config.invert_mask else "black")
     elif config.holes == "irregular":
         holes = _IRREGULAR
     made = []
@@ -42,12 +46,27 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
     return made[0], made[1]
 
 
+class Validation(Dataset[tuple[Tensor, Tensor, bool]]):
+    """Pairs of picture and mask, and whether the picture is its own: no stand-in is to be measured."""
+
+    def __init__(self, pairs: InpaintingDataset) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, bool]:
+        image, mask = self.pairs[index]
+        return image, mask, not self.pairs.pictures.is_stand_in(index)
+
+
 def _sources(config: TrainConfig) -> tuple[Source, Source]:
     load, splits = DATASETS[config.dataset]
     whole = config.dataset == "folder" and (config.val is not None or not has_split(config.data))
     train = folder(config.data) if whole else load(config.data, splits[0])
     if config.val is not None:
-        return train, folder(config.val)
+        val = folder(config.val)
+        return _without(train, val, config) if whole else train, val
     if not whole:
         return train, load(config.data, splits[1])
     if len(train) < 3:
@@ -57,6 +76,15 @@ def _sources(config: TrainConfig) -> tuple[Source, Source]:
     held_out = range(0, len(train), _HELD_OUT)
     rest = [i for i in range(len(train)) if i not in held_out]
     return _Part(train, rest), _Part(train, held_out)
+
+
+def _without(train: Source, val: Source, config: TrainConfig) -> Source:
+    """`train` but for the pictures of `val`, whose folder may lie in its own."""
+    held_out = {os.path.realpath(val.name(i)) for i in range(len(val))}
+    rest = [i for i in range(len(train)) if os.path.realpath(train.name(i)) not in held_out]
+    if not rest:
+        raise ValueError(f"train: {config.data} has no pictures but those of {config.val} to validate on")
+    return _Part(train, rest)
 
 
 class _Part:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._device import find_device
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,27 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
+
+    def first_alone(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns in the first process, in all of them.
+
+        Where it fails there, the first process raises its error and the others end without one.
+        """
+        if self.size == 1:
+            return work()
+        shared: list[Any] = [None, False]
+        error: Exception | None = None
+        if self.first:
+            try:
+                shared = [work(), True]
+            except Exception as raised:
+                error = raised
+        dist.broadcast_object_list(shared, device=self.device)
+        if error:
+            raise error
+        if not shared[1]:
+            sys.exit(1)
+        return cast("Result", shared[0])
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` summed over all processes, in place."""

@@ -29,7 +29,7 @@ class Report:
             return
         console = require("train", "rich.console").Console(stderr=True)
         rich = require("train", "rich.progress")
-        self.config, self.steps = trainer.config, len(trainer.batches)
+        self.config, self.steps, self.finished = trainer.config, len(trainer.batches), trainer.finished
         self.bar = rich.Progress(
             rich.TextColumn("epoch {task.fields[epoch]}"),
             rich.BarColumn(),
@@ -43,10 +43,12 @@ class Report:
         self.task = self.bar.add_task("", total=self.steps, epoch="", text="")
         done = trainer.progress.epoch * self.steps + trainer.progress.step
         writer = require("train", "torch.utils.tensorboard").SummaryWriter
-        self.board = writer(trainer.folder.root / "tensorboard", purge_step=done + 1 if done else None)
+        self.board = writer(trainer.folder.root / "tensorboard", purge_step=done + 1)
 
     def __enter__(self) -> Report:
         if self.first:
+            if self.finished:
+                self.console.print(f"all {self.config.epochs} epochs are done, --epochs N goes on")
             self.bar.start()
         return self
 
@@ -89,8 +91,8 @@ class Report:
         rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
         self.board.add_image("val", figures.tile(rows), total)
         self.board.flush()
-        images = (self.steps - self.began_at) * self.config.batch_size
-        rate = images / (time.perf_counter() - self.began)
+        steps = self.counted - self.began_at
+        rate = steps * self.config.batch_size / (self.clock - self.began) if steps else 0.0
         self.console.print(
             f"epoch {epoch}/{self.config.epochs}: train {_losses(record['train'])}; "
             f"val {_losses(record['val'])}; lr {record['lr']:g}; {rate:.1f} images/s",

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import BEST, LAST, CheckpointError, save_net, write_atomically
+from .._weights import reason
+from ..checkpoint import BEST, LAST, CheckpointError, check_folder, save_net, write_atomically
 from ..model import InpaintingNet
 
 STATE = "state.pt"
 _FORMAT = 1
+_PARTS = {"config", "net", "optimizer", "pictures", "progress", "random", "scheduler"}
 
 
 class RunFolder:
@@ -31,15 +33,18 @@ class RunFolder:
         """Whether there is a state to continue from."""
         return (self.root / STATE).is_file()
 
-    def create(self) -> None:
-        """Make the folder, and clear it of what a killed process left half-written.
+    @property
+    def used(self) -> bool:
+        """Whether there is anything of a training."""
+        return any((self.root / name).exists() for name in (STATE, LAST, BEST))
 
-        Raises:
-            OSError: it cannot be made or written in.
-        """
+    def check(self) -> None:
+        """Raise OSError or ValueError if the folder is not there and cannot be made, or cannot be written."""
+        check_folder("train", "output", self.root)
+
+    def create(self) -> None:
+        """Make the folder, and clear it of what a killed process left half-written."""
         self.root.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.root, os.W_OK):
-            raise PermissionError(f"the folder {self.root} cannot be written in")
         for name in (STATE, LAST, BEST):
             for leftover in self.root.glob(f".{name}.*"):
                 leftover.unlink()
@@ -63,10 +68,14 @@ class RunFolder:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises nearly anything
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{file} cannot be read, it is damaged or foreign: {reason}") from error
+            raise CheckpointError(
+                f"{file} cannot be read, it is damaged or foreign ({reason(error)})"
+            ) from error
         if not isinstance(state, dict) or "pconv_ext" not in state:
             raise CheckpointError(f"{file} is no training state of pconv_ext")
         if state["pconv_ext"] != _FORMAT:
             raise CheckpointError(f"{file} has format {state['pconv_ext']}, this version reads {_FORMAT}")
+        missing = _PARTS - state.keys()
+        if missing:
+            raise CheckpointError(f"{file} is damaged, it lacks {', '.join(sorted(missing))}")
         return state

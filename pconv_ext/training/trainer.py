@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..data import InpaintingDataset
-from ..losses import InpaintingLoss, load_vgg16
+from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
-from .pictures import Batches, datasets
+from .pictures import Batches, Validation, datasets
 from .processes import Processes
 from .reports import Report
 from .run_folder import RunFolder
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _REPORT_EVERY = 10  # steps between looks at the losses: each waits for the GPU
 
 
@@ -82,10 +82,12 @@ class Trainer:
             list(range(first, min(first + config.batch_size, len(val))))[group.rank :: group.size]
             for first in range(0, len(val), config.batch_size)
         ]
-        self.val_loader = _loader(val, [share for share in shares if share], workers, group.device)
+        self.val_loader = _loader(
+            Validation(val), [share for share in shares if share], workers, group.device
+        )
 
-        needs_vgg16 = any(config.to_dict()["weights"][name] for name in ("perceptual", "style"))
-        self.loss = InpaintingLoss(load_vgg16(config.vgg16) if needs_vgg16 else None, config.weights)
+        weights = config.to_dict()["weights"]
+        self.loss = InpaintingLoss(load_vgg16(config.vgg16) if needs_vgg16(weights) else None, weights)
         self.terms = [*self.loss.weights, "total"]
         torch.manual_seed(config.seed)
         self.net = InpaintingNet(**config.net, backend=backend)
@@ -103,6 +105,7 @@ class Trainer:
             self.optimizer, patience=config.patience, factor=config.factor
         )
         self.progress = Progress(0, 0, math.inf, self._zeros(), [])
+        self.resumed = state is not None
         if state is not None:
             self._restore(state)
 
@@ -121,7 +124,7 @@ class Trainer:
             OSError: a checkpoint cannot be written.
         """
         with _stop_flag() as stop, Report(self) as report:
-            if not self.folder.begun:
+            if not self.resumed:
                 self.save(best=False)
             while not self.finished:
                 if not self._epoch(stop, report):
@@ -199,8 +202,10 @@ class Trainer:
         self.group.share_buffers(self.net)
         sums = torch.cat([self._zeros(), self._zeros()[:1]])
         shown: list[Tensor] = []
-        for image, mask in self.val_loader:
-            image, mask = self._move(image), self._move(mask)
+        for image, mask, readable in self.val_loader:
+            if not readable.any():
+                continue
+            image, mask = self._move(image[readable]), self._move(mask[readable])
             with self._autocast():
                 output = self.net(image, mask)
                 terms = self._stack(self.loss(output, image, mask))
@@ -280,22 +285,22 @@ class Trainer:
         return torch.zeros(len(self.terms), dtype=torch.float64, device=self.group.device)
 
 
-def _loader(
-    dataset: InpaintingDataset, batches: Any, workers: int, device: torch.device
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def _loader(dataset: Dataset[Any], batches: Any, workers: int, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or an iteration would take from the default one
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C, and what ends a job, reach all processes of a group; the main one decides."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cuda_random(device: torch.device) -> Tensor | None:
@@ -309,7 +314,7 @@ def _stop_flag() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in _STOPPING}
 
     def handle(number: int, frame: Any) -> None:
         stop.set()

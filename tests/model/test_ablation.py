@@ -73,6 +73,8 @@ def test_nothing_is_done_twice(settings, tmp_path, monkeypatch):
     longer = quietly(settings | {"epochs": 2}, tmp_path)
     assert longer.keys() == first.keys()
     assert all(report.settings["epochs"] == 2 for report in longer.values())
+    (tmp_path / "all" / "metrics.json").write_text("damaged")
+    assert quietly(settings | {"epochs": 2}, tmp_path) == longer
     fewer = quietly(settings | {"epochs": 2}, tmp_path, limit=1)
     assert all(one.images == 1 for report in fewer.values() for one in report.bins)
 

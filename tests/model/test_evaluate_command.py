@@ -152,7 +152,6 @@ def test_splits(command, inputs, tmp_path):
         (["--size", "0"], {}, "size must be an int of at least 1, got 0"),
         (["--size", "10"], {}, "pictures must be at least 11x11, the window of SSIM, got 10x10"),
         (["--batch-size", "0"], {}, "--batch-size must be an int of at least 1, got 0"),
-        (["--workers", "-1"], {}, "--workers must be an int of at least 0, got -1"),
         (["--figures", "-1"], {}, "--figures must be an int of at least 0, got -1"),
         (["--limit", "0"], {}, "--limit must be an int of at least 1, got 0"),
         (["--seed", "-1"], {}, "--seed must be an int in"),

@@ -15,6 +15,7 @@ from torch import nn
 
 from pconv_ext import InpaintingNet, data, evaluation, masks
 from pconv_ext.evaluation import Report, evaluate, load_lpips
+from pconv_ext.tables import report_markdown
 
 torchvision_without_ops.make_importable()
 
@@ -369,3 +370,20 @@ def test_importing_imports_no_optional_library():
         "print({'torchmetrics', 'torchvision', 'matplotlib', 'PIL', 'rich', 'typer'} & {*sys.modules})"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_unreadable_pictures_are_left_out(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i in range(3):
+        values = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(values).save(root / f"{i}.png")
+    net = InpaintingNet(width=2, msfef_stages=1, depth=2)
+    bins = ((0.1, 0.2),)
+    whole = evaluate(net, data.PictureDataset(data.folder(root), 16), bins=bins)
+    (root / "3.png").write_bytes(b"no picture")  # its place would be taken by the first
+    with pytest.warns(UserWarning, match="is left out"):
+        report = evaluate(net, data.PictureDataset(data.folder(root), 16), bins=bins)
+    assert (report.unreadable, report.bins[0].images) == (1, 3)
+    assert report.bins == whole.bins
+    assert "1 pictures that could not be read" in report_markdown(report)

@@ -365,7 +365,7 @@ def test_folders_with_unreadable_pictures(files, capsys):
         (change(FOLDER, 0, "@masks/sub"), r"1 of 1 have none: .*y.gif"),
         (change(FOLDER, 1, "@photos/sub"), r"3 of 3 have none: .*photos/sub/y.bmp, .*x.v1.png"),
         (change(FOLDER, 1, "@text"), "cannot read picture .*text"),
-        (change(FOLDER, 5, "@a.png"), "output must go into an existing folder, .*a.png is none"),
+        (change(FOLDER, 5, "@a.png"), "output must be a folder, .*a.png is a file"),
         (change(FOLDER, 5, "@photos/out"), "output must be apart from the image"),
         (("@photos/sub", "@y.png", *FOLDER[2:5], "@."), "must not replace an image or a mask, .*y.png is"),
     ],
@@ -388,7 +388,7 @@ def test_write_errors(files, capsys, monkeypatch):
     assert tree(files) == before
     monkeypatch.setattr(os, "access", lambda path, mode: path != files)  # root may write everywhere
     assert command(files, *FOLDER) == 1
-    assert capsys.readouterr().err.endswith(f"into a folder that can be written, {files} cannot\n")
+    assert capsys.readouterr().err.endswith(f"a folder that can be written, {files} cannot\n")
     assert tree(files) == before
 
 

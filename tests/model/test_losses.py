@@ -362,7 +362,7 @@ def test_a_file_of_something_else(tmp_path):
             load_vgg16(file)
         assert_names_both_ways(caught)
     torch.save({"0.weight": types.SimpleNamespace()}, file)  # a pickle may run code, so only tensors are read
-    with pytest.raises(ValueError, match=r"cannot be read \(UnpicklingError"):
+    with pytest.raises(ValueError, match="or holds more than tensors"):
         load_vgg16(file)
 
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing
-from trainings import OPTIONS, command, finish, history, make_pictures
+from trainings import ON_PIXELS, OPTIONS, SMALL, command, finish, history, make_pictures
 
 from pconv_ext import InpaintingNet, losses
 from pconv_ext._device import find_device
@@ -82,6 +82,32 @@ def test_torchrun(pictures, tmp_path):
     assert validated == pytest.approx(history(folder)[-1]["val"], rel=1e-5)
     finish(command("train", *OPTIONS, "--resume", "--epochs=3", "-o", folder))
     assert [record["epoch"] for record in history(folder)] == [1, 2, 3]
+
+
+def machines(rank, size, port, root, resume):
+    """A training in which only the first process sees what it wrote."""
+    environment = {"WORLD_SIZE": size, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings = SMALL | {"data": str(root / "pictures"), "weights": ON_PIXELS, "epochs": 2 if resume else 1}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        assert train(settings, root / f"machine{rank}", resume=resume, device="cpu")
+
+
+def test_machines_need_no_common_folder(pictures, tmp_path):
+    for resume in (False, True):
+        torch.multiprocessing.spawn(machines, (2, free_port(), tmp_path, resume), nprocs=2)
+    assert [record["epoch"] for record in history(tmp_path / "machine0")] == [1, 2]
+    assert not (tmp_path / "machine1" / "state.pt").exists()
+
+
+def test_an_error_of_the_first_process_is_told_once(pictures, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    launch = f"torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m run_command"
+    process = command("train", pictures, *OPTIONS, "-o", tmp_path / "run", module=launch)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("pconv-ext: train: output must be a folder") == 1
 
 
 def test_a_batch_must_divide(pictures, tmp_path, monkeypatch):

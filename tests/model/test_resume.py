@@ -1,5 +1,6 @@
 """A training goes on with the same bits after whatever ended it, and never loses what it had."""
 
+import os
 import signal
 import time
 
@@ -83,6 +84,19 @@ def test_signals_save(pictures, tmp_path, number):
     assert_same_training(interrupted, straight)
 
 
+def test_a_signal_to_the_whole_group_saves(pictures, tmp_path):
+    """As schedulers and torchrun send it: to the processes that load pictures too."""
+    folder = tmp_path / "run"
+    arguments = ["train", pictures, *OPTIONS, "--epochs=1000", "--workers=2", "-o", folder]
+    process = command(*arguments, start_new_session=True)
+    while position(folder) in (None, (0, 0)):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
 def test_the_folder_is_enough(settings, tmp_path):
     train(settings, tmp_path / "parts")
     assert train({"epochs": 3}, tmp_path / "parts", resume=True)
@@ -109,6 +123,7 @@ def test_tensorboard_shows_a_step_once(settings, tmp_path):
     assert expected <= {*events.Tags()["scalars"]}
     shown = sorted((event.step, event.value) for event in events.Scalars("val/total"))
     assert [step for step, _ in shown] == [3, 6, 9]
+    assert sorted(event.step for event in events.Scalars("step/total")) == [3, 6, 9]
     assert [value for _, value in shown] == pytest.approx(
         [record["val"]["total"] for record in history(tmp_path / "run")], rel=1e-6
     )
@@ -162,12 +177,17 @@ class TestErrors:
             ([pictures, "--lr", "-1"], "lr must be above 0, got -1"),
             ([pictures, "--factor", "1"], "factor must be between 0 and 1"),
             ([pictures, "--size", "0"], "size must be an int of at least 1, got 0"),
-            ([pictures, "--weights", "stile=0"], "avail, missing, perceptual, style, got ['stile']"),
+            (
+                [pictures, "--weights", "stile=0"],
+                "weights may have the names avail, missing, perceptual, style",
+            ),
             ([pictures, "--weights", "style"], "must look like style=120, got 'style'"),
             ([pictures, "--kernel-sizes", "3;5"], "must look like 3,5,7 or 3,5,7/3,5, got '3;5'"),
             ([pictures, "--holes", "round"], "holes must be one of 'rectangle', 'irregular', got 'round'"),
             ([pictures, "--device", "gpu7"], "device must be one that torch can use here"),
             ([pictures, "--sync-batchnorm"], "sync_batchnorm needs GPUs"),
+            ([pictures, "--invert-mask"], "invert_mask is about the pictures of masks"),
+            ([pictures, "--weights=style=nan"], "weights must be finite"),
         ):
             assert expected in self.fails(capsys, *OPTIONS, *arguments, "-o", folder), arguments
             assert not folder.exists()
@@ -185,6 +205,9 @@ class TestErrors:
         ):
             assert expected in self.fails(capsys, *arguments, "-o", folder)
         assert before == {file.name: file.read_bytes() for file in folder.glob("*.*")}
+        (folder / "state.pt").unlink()  # what is left is somebody's network
+        assert "holds a training already" in self.fails(capsys, pictures, "-o", folder)
+        assert "must be a folder" in self.fails(capsys, pictures, "-o", folder / "last.safetensors")
 
     def test_damaged_state(self, settings, tmp_path, capsys):
         train(settings, tmp_path / "run")
@@ -195,6 +218,8 @@ class TestErrors:
             assert f"{state} cannot be read" in self.fails(capsys, "-o", tmp_path / "run", "--resume")
         torch.save({"model": torch.zeros(1)}, state)
         assert f"{state} is no training state" in self.fails(capsys, "-o", tmp_path / "run", "--resume")
+        torch.save({"pconv_ext": 1, "config": {}}, state)
+        assert f"{state} is damaged, it lacks net" in self.fails(capsys, "-o", tmp_path / "run", "--resume")
 
 
 def test_resumed_config():

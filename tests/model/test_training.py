@@ -115,6 +115,20 @@ class TestDatasets:
         assert self.names(validation) == ["other.png"]
         assert len(training) == 13
 
+    def test_validation_pictures_are_not_trained_on(self, settings, tmp_path):
+        """Also where their folder lies in that of all pictures."""
+        make_pictures(tmp_path)
+        inside = tmp_path / "inside"
+        inside.mkdir()
+        for name in ("01.png", "02.png"):
+            (tmp_path / name).rename(inside / name)
+        training, validation = datasets(TrainConfig(**settings | {"data": tmp_path}, val=inside))
+        assert self.names(validation) == ["01.png", "02.png"]
+        assert len(training) == 11
+        assert not set(self.names(training)) & {"01.png", "02.png"}
+        with pytest.raises(ValueError, match="has no pictures but those of"):
+            datasets(TrainConfig(**settings | {"data": inside}, val=tmp_path))
+
     def test_helens_lists(self, settings, tmp_path):
         for name in ("a", "b", "c", "d"):
             Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
@@ -128,7 +142,7 @@ class TestDatasets:
     def test_masks(self, settings, holes, tmp_path):
         if holes == "folder":
             Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
-            chosen = {"masks": str(tmp_path), "white_holes": True}
+            chosen = {"masks": str(tmp_path), "invert_mask": True}
         else:
             chosen = {"holes": holes}
         training, validation = datasets(TrainConfig(**settings, **chosen))
@@ -195,6 +209,23 @@ def test_validation_is_the_mean_over_pictures(settings, tmp_path):
         output = made.net(image[None], mask[None]).detach()[0]
         values.append((((output - image) * mask) ** 2).mean().item())
     assert results[0]["avail"] == pytest.approx(sum(values) / 2, rel=1e-5)
+
+
+def test_unreadable_pictures_are_not_validated_on(settings, tmp_path):
+    make_pictures(tmp_path, 3)
+    expected = trainer(settings | {"val": tmp_path}, tmp_path)._validate()[0]
+    for name in ("000.png", "02a.png", "09.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    made = trainer(settings | {"val": tmp_path}, tmp_path)
+    # A mask is that of an index: give the readable pictures those that they had.
+    pairs = made.val_loader.dataset.pairs
+    before, draw = {0: 0, 2: 1, 3: 2}, pairs.mask
+    names = [pairs.pictures.source.name(i).rsplit("/", 1)[1] for i in range(6)]
+    assert names == ["00.png", "000.png", "01.png", "02.png", "02a.png", "09.png"]
+    pairs.mask = lambda index: draw(before.get(index, 0))
+    with pytest.warns(UserWarning, match="is left out"):
+        found = made._validate()[0]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_schedule_follows_the_validation_loss(settings, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def make_pictures(root, count=13):
     return root
 
 
-def command(*arguments, module="run_command"):
+def command(*arguments, module="run_command", **options):
     """A process of the command, on one thread."""
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
@@ -37,6 +37,7 @@ def command(*arguments, module="run_command"):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))},
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
