@@ -65,9 +65,9 @@ def ablate(
     out.
 
     Args:
-        settings: attributes of `pconv_ext.training.TrainConfig` by name, for all configurations. output:
-        gets a folder for each training, with its metrics, and ``ablation.md``, ``.csv``, ``.json`` and
-            ``.png``, written again after each configuration.
+        settings: attributes of `pconv_ext.training.TrainConfig` by name, for all configurations.
+        output: gets a folder for each training, with its metrics, and ``ablation.md``, ``.csv``, ``.json``
+            and ``.png``, written again after each configuration.
         lpips: of `pconv_ext.evaluation.load_lpips`, or why there is none.
         limit: measure on the first so many of the validation pictures; None for all.
         device, workers, backend: as for `pconv_ext.training.train`.

@@ -107,7 +107,7 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
         ImportError: safetensors is missing.
     """
     path = _find(Path(file))
-    metadata, tensors = _read(path)
+    metadata, tensors = _read(path, with_tensors=True)
     try:
         net = InpaintingNet(**metadata["net"], backend=backend)
         net.load_state_dict(tensors)
@@ -120,7 +120,7 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
 
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_net` was told of the training; raises as `load_net` does."""
-    metadata, _ = _read(_find(Path(file)))
+    metadata, _ = _read(_find(Path(file)), with_tensors=False)
     training: dict[str, Any] = metadata.get("training", {})
     return training
 
@@ -136,12 +136,13 @@ def _find(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     safe_open = require("checkpoint.load_net", "safetensors").safe_open
     try:
         with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            names = stream.keys() if with_tensors else ()
+            tensors = {name: stream.get_tensor(name) for name in names}
     except Exception as error:  # a damaged file: SafetensorError, OSError, UnicodeDecodeError
         raise CheckpointError(
             f"{path} cannot be read, it is damaged or no safetensors file ({reason(error)})"

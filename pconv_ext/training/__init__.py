@@ -70,8 +70,10 @@ def train_in(
         check_available("train", backend)
         given = TrainConfig(**settings) if "data" in settings else None
         state = folder.load() if folder.begun else None
+        progress = state["progress"] if state else {}
         # A state before the first step is of a start that failed.
-        if not resume and folder.used and (state is None or state["progress"]["history"] or _steps(state)):
+        failed_start = state is not None and progress["epoch"] == progress["step"] == 0
+        if not resume and folder.used and not failed_start:
             raise FileExistsError(
                 f"{output} holds a training already: go on with it (--resume), or take another folder"
             )
@@ -87,8 +89,3 @@ def train_in(
     trainer = Trainer(config, folder, group, state=state, workers=workers, backend=backend)
     group.first_alone(folder.create)
     return trainer.run()
-
-
-def _steps(state: Mapping[str, Any]) -> int:
-    steps: int = state["progress"]["step"]
-    return steps

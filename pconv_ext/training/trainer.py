@@ -36,8 +36,10 @@ class Progress:
     """Where a training is: all of it is in the checkpoint, with the states of network and optimiser.
 
     Attributes:
-        epoch: finished epochs. step: finished steps of the epoch in progress.
-        best: lowest validation loss so far. sums: of the loss terms over the steps of this epoch, float64.
+        epoch: finished epochs.
+        step: finished steps of the epoch in progress.
+        best: lowest validation loss so far.
+        sums: of the loss terms over the steps of this epoch, float64.
         history: one dict for each finished epoch.
     """
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import torchvision_without_ops
 from PIL import Image
 from torch import nn
+from weight_files import save
 
 from pconv_ext import InpaintingNet, data, evaluation, masks
 from pconv_ext.evaluation import Report, evaluate, load_lpips
@@ -245,14 +246,6 @@ def lpips_state():
         state[f"features.{n}.bias"] = torch.randn(c_out, generator=generator) * 0.1
         state[f"lin{i}"] = torch.rand(1, c_out, 1, 1, generator=generator)
     return state
-
-
-def save(state, file):
-    if file.suffix == ".safetensors":
-        pytest.importorskip("safetensors.torch").save_file(state, file)
-    else:
-        torch.save(state, file)
-    return file
 
 
 @pytest.fixture(scope="module")

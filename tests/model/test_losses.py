@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import MASK_DTYPES, laid_out, mask_of
 from torch import nn
+from weight_files import save
 
 from pconv_ext.losses import WEIGHTS, InpaintingLoss, gram_matrix, load_vgg16, vgg16_features
 
@@ -290,14 +291,6 @@ def test_wrong_settings(stack):
 def weights():
     """A ``state_dict`` of VGG-16's features, random."""
     return vgg16_features().state_dict()
-
-
-def save(state, file):
-    if file.suffix == ".safetensors":
-        pytest.importorskip("safetensors.torch").save_file(state, file)
-    else:
-        torch.save(state, file)
-    return file
 
 
 @pytest.mark.parametrize("prefix", ["", "features."])
