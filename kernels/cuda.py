@@ -27,6 +27,7 @@ ELEMENTS = {
     torch.int16: 5,
     torch.int32: 6,
     torch.int64: 7,
+    torch.float64: 8,  # of masks
 }
 
 #: Constants of each kernel, in the order in which they follow its other arguments.

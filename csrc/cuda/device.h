@@ -75,7 +75,7 @@ __host__ __device__ inline Half from_float<Half>(float v) {
 }
 
 // Element types of tensors, as kernels/cuda.py numbers them.
-enum Element : int { kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
+enum Element : int { kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64, kFloat64 };
 
 // Calls `f(T{})` for a floating element type.
 template <class F>
