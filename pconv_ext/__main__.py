@@ -10,9 +10,12 @@ def main() -> None:
         require("pconv-ext", "typer")
     except ImportError as error:
         sys.exit(str(error))
-    from .cli import run
+    try:
+        from .cli import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ def check_name(op: str, backend: str) -> None:
         )
 
 
+def check_available(user: str, backend: str) -> None:
+    """Raise ValueError unless `backend` is "auto" or can be used here."""
+    check_name(user, backend)
+    reason = "" if backend == "auto" else backends()[backend][1]
+    if reason:
+        raise ValueError(f"{user}: backend {backend!r} is not available: {reason}")
+
+
 def choose(op: str, backend: str, args: tuple[Any, ...]) -> Any:
     """The ``torch.ops`` namespace to call with `args`, the operator's checked arguments; None: the reference.
 

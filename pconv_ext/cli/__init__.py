@@ -6,10 +6,11 @@ with 1; warnings are one line each too.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(importlib.metadata.version("pconv_ext"))
+        raise typer.Exit
+
+
 app.command()(train)
 app.command()(evaluate)
 app.command()(ablate)

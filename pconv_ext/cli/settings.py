@@ -74,7 +74,11 @@ Weights = Annotated[
 ]
 Vgg16 = Annotated[
     str | None,
-    _option("--vgg16", "File of VGG-16's weights; without it torchvision downloads them.", _TRAINING),
+    _option(
+        "--vgg16",
+        "File of VGG-16's weights, .pth or .safetensors; without it torchvision downloads them.",
+        _TRAINING,
+    ),
 ]
 BatchSize = Annotated[int | None, _option("--batch-size", "Pictures a step, over all processes.", _TRAINING)]
 Epochs = Annotated[int | None, _option("--epochs", "How often every picture is seen.", _TRAINING)]
@@ -84,12 +88,14 @@ Patience = Annotated[
     int | None,
     _option("--patience", "Epochs without a better validation loss before lr shrinks.", _TRAINING),
 ]
-Factor = Annotated[float | None, _option("--factor", "What lr shrinks by.", _TRAINING)]
+Factor = Annotated[float | None, _option("--factor", "What lr is multiplied by then.", _TRAINING)]
 Precision = Annotated[
     str | None,
     _option("--precision", f"{_names(PRECISIONS)}; auto is bfloat16 on GPUs that have it.", _TRAINING),
 ]
-SaveEvery = Annotated[int | None, _option("--save-every", "Steps between checkpoints.", _TRAINING)]
+SaveEvery = Annotated[
+    int | None, _option("--save-every", "Steps between checkpoints; one follows each epoch too.", _TRAINING)
+]
 SyncBatchnorm = Annotated[
     bool | None,
     _option("--sync-batchnorm", "Batch statistics over all processes (GPUs), not each its own.", _TRAINING),
@@ -98,14 +104,14 @@ Seed = Annotated[int | None, _option("--seed", "Of everything random.", _TRAININ
 
 Data = Annotated[
     Path | None,
-    typer.Argument(help="Folder of pictures, or of a data set.", show_default=False),
+    typer.Argument(metavar="DATA", help="Folder of pictures, or of a data set.", show_default=False),
 ]
-RequiredData = Annotated[Path, typer.Argument(help="Folder of pictures, or of a data set.")]
+RequiredData = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of pictures, or of a data set.")]
 Device = Annotated[
     str | None,
     typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that load pictures, per training process.", min=0)]
+Workers = Annotated[int, typer.Option(help="Processes that load pictures.", min=0)]
 Backend = Annotated[str, typer.Option(help=f"Of the partial convolutions: auto, {_names(backends())}.")]
 
 

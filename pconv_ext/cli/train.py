@@ -48,8 +48,9 @@ def train(
 ) -> None:
     """Train a network on a folder of pictures.
 
-    Ctrl-C saves a checkpoint. --resume, with or without the other options repeated, goes on bit for bit as if
-    nothing had happened. For several GPUs: torchrun --nproc-per-node 4 -m pconv_ext train ...
+    Ctrl-C saves a checkpoint, a second one does not. --resume, with or without the other options repeated,
+    goes on bit for bit as if nothing had happened. For several GPUs: torchrun --nproc-per-node 4 -m
+    pconv_ext train ...
     """
     from ..training import train as run
 

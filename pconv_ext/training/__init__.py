@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from .._backends import check_available
 from .config import TrainConfig, resumed
 from .processes import Processes, processes
 from .run_folder import RunFolder
@@ -32,9 +33,9 @@ def train(
     Args:
         settings: attributes of `TrainConfig` by name, those that differ from its defaults; "data" is required
             to begin.
-        output: folder of the training, see `RunFolder`. resume: go on where the training in `output` was,
-        whatever ended it; begin if there is none. On the CPU,
-            with the same number of threads, the result has the bits of an uninterrupted training.
+        output: folder of the training, see `RunFolder`.
+        resume: go on where the training in `output` was, whatever ended it; begin if there is none. On the
+            CPU, with the same number of threads, the result has the bits of an uninterrupted training.
         device: by default a GPU where there is one.
         workers: processes that load pictures, for each process that trains.
         backend: of the partial convolutions.
@@ -66,17 +67,28 @@ def train_in(
 
     def begin() -> tuple[TrainConfig, dict[str, Any] | None]:
         folder.check()
-        if not resume and folder.used:
-            raise FileExistsError(f"{output} holds a training already: resume it, or take another folder")
-        if folder.begun:
-            state = folder.load()
+        check_available("train", backend)
+        given = TrainConfig(**settings) if "data" in settings else None
+        state = folder.load() if folder.begun else None
+        # A state before the first step is of a start that failed.
+        if not resume and folder.used and (state is None or state["progress"]["history"] or _steps(state)):
+            raise FileExistsError(
+                f"{output} holds a training already: go on with it (--resume), or take another folder"
+            )
+        if state is not None and resume:
             return resumed(state["config"], settings), state
-        if "data" not in settings:
-            raise ValueError("train: data must be given, the folder of the pictures")
-        return TrainConfig(**settings), None
+        if given is None:
+            nothing = f"there is no training in {output} to resume; " if resume else ""
+            raise ValueError(f"train: {nothing}data must be given, the folder of the pictures")
+        return given, None
 
     # The first process reads: on several machines the others may not see the folder.
     config, state = group.first_alone(begin)
     trainer = Trainer(config, folder, group, state=state, workers=workers, backend=backend)
     group.first_alone(folder.create)
     return trainer.run()
+
+
+def _steps(state: Mapping[str, Any]) -> int:
+    steps: int = state["progress"]["step"]
+    return steps

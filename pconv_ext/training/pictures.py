@@ -83,7 +83,10 @@ def _without(train: Source, val: Source, config: TrainConfig) -> Source:
     held_out = {os.path.realpath(val.name(i)) for i in range(len(val))}
     rest = [i for i in range(len(train)) if os.path.realpath(train.name(i)) not in held_out]
     if not rest:
-        raise ValueError(f"train: {config.data} has no pictures but those of {config.val} to validate on")
+        raise ValueError(
+            f"train: all pictures of {config.data} are those of {config.val}, to validate on; none is left "
+            "to train on"
+        )
     return _Part(train, rest)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from .. import figures
 from .._extras import require
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .config import TrainConfig
 
 
 class Report:
@@ -23,13 +22,15 @@ class Report:
     showed before.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.first = trainer.group.first
-        if not self.first:
+    def __init__(self, config: TrainConfig, folder: Path, steps: int, done: int, *, first: bool) -> None:
+        """`steps` of an epoch; `done` of them, over all epochs."""
+        self.first = first
+        if not first:
             return
         console = require("train", "rich.console").Console(stderr=True)
         rich = require("train", "rich.progress")
-        self.config, self.steps, self.finished = trainer.config, len(trainer.batches), trainer.finished
+        self.config, self.steps = config, steps
+        self.finished = done >= config.epochs * steps
         self.bar = rich.Progress(
             rich.TextColumn("epoch {task.fields[epoch]}"),
             rich.BarColumn(),
@@ -41,9 +42,8 @@ class Report:
         )
         self.console = console
         self.task = self.bar.add_task("", total=self.steps, epoch="", text="")
-        done = trainer.progress.epoch * self.steps + trainer.progress.step
         writer = require("train", "torch.utils.tensorboard").SummaryWriter
-        self.board = writer(trainer.folder.root / "tensorboard", purge_step=done + 1)
+        self.board = writer(folder / "tensorboard", purge_step=done + 1)
 
     def __enter__(self) -> Report:
         if self.first:

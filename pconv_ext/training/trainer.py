@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -123,7 +124,12 @@ class Trainer:
             DivergedError: a loss or weight is not finite; the checkpoint is the last good one.
             OSError: a checkpoint cannot be written.
         """
-        with _stop_flag() as stop, Report(self) as report:
+        steps, root = len(self.batches), self.folder.root
+        done = self.progress.epoch * steps + self.progress.step
+        with (
+            _stop_flag(loud=self.group.first) as stop,
+            Report(self.config, root, steps, done, first=self.group.first) as report,
+        ):
             if not self.resumed:
                 self.save(best=False)
             while not self.finished:
@@ -308,7 +314,7 @@ def _cuda_random(device: torch.device) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
+def _stop_flag(*, loud: bool) -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -319,6 +325,8 @@ def _stop_flag() -> Iterator[threading.Event]:
     def handle(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(number, before[number])
+        if loud:  # not by print, which a signal may have interrupted
+            os.write(2, b"stopping after this step; the same again ends without a checkpoint\n")
 
     for number in before:
         signal.signal(number, handle)

@@ -106,6 +106,14 @@ def test_the_folder_is_enough(settings, tmp_path):
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_start_that_failed_is_begun_anew(settings, tmp_path):
+    train(settings, tmp_path / "whole")
+    made = Trainer(TrainConfig(**settings | {"seed": 9}), RunFolder(tmp_path), Processes(torch.device("cpu")))
+    made.save(best=False)
+    train(settings, tmp_path)
+    assert_same_training(tmp_path, tmp_path / "whole")
+
+
 def test_workers_change_nothing(settings, tmp_path):
     train(settings, tmp_path / "none")
     train(settings, tmp_path / "two", workers=2)
@@ -169,6 +177,9 @@ class TestErrors:
         (tmp_path / "text.txt").write_text("no weights")
         for arguments, expected in (
             ([], "data must be given"),
+            (["--resume"], f"there is no training in {folder} to resume; data must be given"),
+            ([pictures, "--backend", "none"], "backend must be 'auto' or one of"),
+            ([pictures, "--backend", "cuda"], "backend 'cuda' is not available"),
             ([tmp_path / "absent"], f"no folder {tmp_path / 'absent'}"),
             ([tmp_path / "empty"], "has no pictures"),
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "absent"], "no file"),
@@ -205,6 +216,7 @@ class TestErrors:
         ):
             assert expected in self.fails(capsys, *arguments, "-o", folder)
         assert before == {file.name: file.read_bytes() for file in folder.glob("*.*")}
+        assert "lr must be above 0" in self.fails(capsys, pictures, "--lr=-1", "-o", folder)
         (folder / "state.pt").unlink()  # what is left is somebody's network
         assert "holds a training already" in self.fails(capsys, pictures, "-o", folder)
         assert "must be a folder" in self.fails(capsys, pictures, "-o", folder / "last.safetensors")

@@ -126,7 +126,7 @@ class TestDatasets:
         assert self.names(validation) == ["01.png", "02.png"]
         assert len(training) == 11
         assert not set(self.names(training)) & {"01.png", "02.png"}
-        with pytest.raises(ValueError, match="has no pictures but those of"):
+        with pytest.raises(ValueError, match="none is left to train on"):
             datasets(TrainConfig(**settings | {"data": inside}, val=tmp_path))
 
     def test_helens_lists(self, settings, tmp_path):
