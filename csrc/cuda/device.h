@@ -1,5 +1,5 @@
-// What kernels are written with: CUDA's headers or, under PCONV_EMULATE, their stand-ins (emulation.h); element
-// types; reading a launch's arguments.
+// What kernels are written with: CUDA's headers or, under PCONV_EMULATE, their stand-ins (emulation.h);
+// element types; reading a launch's arguments.
 #pragma once
 #ifdef PCONV_EMULATE
 #include "emulation.h"
@@ -11,17 +11,21 @@
 
 #ifdef PCONV_EMULATE
 #define PCONV_SHARED(name) char* name = static_cast<char*>(emulation::shared_memory())
-inline int pconv_launched() { return 0; }
+inline int pconv_launched() {
+  return 0;
+}
 #else
 #define PCONV_LAUNCH(kernel, grid, size, shared, stream, ...) \
   kernel<<<grid, size, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define PCONV_SHARED(name) extern __shared__ __align__(128) char name[]
-inline int pconv_launched() { return static_cast<int>(cudaGetLastError()); }
+inline int pconv_launched() {
+  return static_cast<int>(cudaGetLastError());
+}
 #endif
 
 namespace pconv {
 
-// 16-bit floats by their bits. Conversions round to nearest even, in the bits alone, so host and device agree.
+// 16-bit floats by their bits. Conversions round to nearest even; on the host in the bits alone.
 struct Half {
   uint16_t bits;
 };
@@ -40,13 +44,23 @@ __host__ __device__ inline float float_of(uint32_t b) {
   return f;
 }
 
-__host__ __device__ inline float to_float(float v) { return v; }
-__host__ __device__ inline float to_float(BFloat16 v) { return float_of(uint32_t(v.bits) << 16); }
+__host__ __device__ inline float to_float(float v) {
+  return v;
+}
+__host__ __device__ inline float to_float(BFloat16 v) {
+  return float_of(uint32_t(v.bits) << 16);
+}
 __host__ __device__ inline float to_float(Half v) {
+#ifdef __CUDA_ARCH__
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+  return f;
+#else
   const uint32_t sign = uint32_t(v.bits & 0x8000) << 16, e = (v.bits >> 10) & 31, m = v.bits & 0x3FF;
   if (e == 31) return float_of(sign | 0x7F800000 | (m << 13));
   if (e == 0) return float_of(sign | bits_of(float(m) * 5.9604644775390625e-8f));  // m * 2^-24
   return float_of(sign | ((e + 112) << 23) | (m << 13));
+#endif
 }
 
 template <class T>
@@ -57,12 +71,23 @@ __host__ __device__ inline float from_float<float>(float v) {
 }
 template <>
 __host__ __device__ inline BFloat16 from_float<BFloat16>(float v) {
+#ifdef __CUDA_ARCH__
+  BFloat16 r;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
+  return r;
+#else
   const uint32_t b = bits_of(v);
   if ((b & 0x7FFFFFFF) > 0x7F800000) return {uint16_t((b >> 16) | 0x40)};  // NaN stays one
   return {uint16_t((b + 0x7FFF + ((b >> 16) & 1)) >> 16)};
+#endif
 }
 template <>
 __host__ __device__ inline Half from_float<Half>(float v) {
+#ifdef __CUDA_ARCH__
+  Half r;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
+  return r;
+#else
   const uint32_t b = bits_of(v), sign = (b >> 16) & 0x8000, magnitude = b & 0x7FFFFFFF;
   if (magnitude > 0x7F800000) return {uint16_t(sign | 0x7E00)};
   if (magnitude >= 0x477FF000) return {uint16_t(sign | 0x7C00)};  // rounds to 65536 or more
@@ -72,6 +97,7 @@ __host__ __device__ inline Half from_float<Half>(float v) {
   }
   const uint32_t rounded = magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1);
   return {uint16_t(sign | (rounded >> 13))};
+#endif
 }
 
 // Element types of tensors, as kernels/cuda.py numbers them.
@@ -91,8 +117,9 @@ struct Untyped {
   int element;
 };
 
-// The arguments of a launch, in 64-bit words, read in order: kernels/cuda.py writes them. First the grid; a tensor
-// takes two words, a tuple its length and then its items (of nested tuples: the outer length, then all items).
+// The arguments of a launch, in 64-bit words, read in order: kernels/cuda.py writes them. First the grid; a
+// tensor takes two words, a tuple its length and then its items (of nested tuples: the outer length, then all
+// items).
 class Args {
  public:
   explicit Args(const int64_t* words) : next_(words) {}

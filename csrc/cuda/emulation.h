@@ -1,8 +1,8 @@
-// CUDA's execution model in plain C++, so that the kernels run, and are tested, without a GPU: a block's threads
-// are fibers that take turns at barriers. Slow, deterministic, one block after the other.
+// CUDA's execution model in plain C++, so that the kernels run, and are tested, without a GPU: a block's
+// threads are fibers that take turns at barriers. Slow, deterministic, one block after the other.
 //
-// What it cannot show: races, missing barriers between threads of one warp, speed. Shared memory begins as 0xFF
-// (NaN in every floating type), and copies of cp_async arrive only when they are waited for.
+// What it cannot show: races, missing barriers between threads of one warp, speed. Shared memory begins as
+// 0xFF (NaN in every floating type), and copies of cp_async arrive only when they are waited for.
 #pragma once
 #include <ucontext.h>
 
@@ -21,6 +21,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -67,7 +68,9 @@ struct Block {
 
 inline Block* block = nullptr;
 
-inline void yield() { swapcontext(&block->current->context, &block->scheduler); }
+inline void yield() {
+  swapcontext(&block->current->context, &block->scheduler);
+}
 
 inline int alive(int first, int last) {
   int n = 0;
@@ -89,8 +92,12 @@ inline void wait_at(Barrier& barrier, int first, int last) {
   }
 }
 
-inline int lane() { return block->current->id % kWarp; }
-inline int warp() { return block->current->id / kWarp; }
+inline int lane() {
+  return block->current->id % kWarp;
+}
+inline int warp() {
+  return block->current->id / kWarp;
+}
 
 inline void wait_for_warp() {
   const int first = warp() * kWarp, last = std::min(first + kWarp, int(block->fibers.size()));
@@ -179,7 +186,9 @@ inline void* shared_memory() {
 inline void __syncthreads() {
   emulation::wait_at(emulation::block->barrier, 0, int(emulation::block->fibers.size()));
 }
-inline void __syncwarp(unsigned = ~0u) { emulation::wait_for_warp(); }
+inline void __syncwarp(unsigned = ~0u) {
+  emulation::wait_for_warp();
+}
 
 template <class T>
 T __shfl_sync(unsigned, T value, int source) {
@@ -204,8 +213,12 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
     return mask;
   });
 }
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+inline int __popc(unsigned v) {
+  return __builtin_popcount(v);
+}
+inline int __popcll(unsigned long long v) {
+  return __builtin_popcountll(v);
+}
 
 #define PCONV_LAUNCH(kernel, grid, size, shared, stream, ...) \
   emulation::launch(kernel, grid, size, shared, __VA_ARGS__)

@@ -5,10 +5,6 @@
 #include "gather_feed.h"
 #include <type_traits>
 
-#ifdef PCONV_EMULATE
-#define __grid_constant__
-#endif
-
 namespace pconv {
 namespace {
 

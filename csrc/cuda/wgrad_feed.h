@@ -3,10 +3,6 @@
 #pragma once
 #include "matrix.h"
 
-#ifdef PCONV_EMULATE
-#define __grid_constant__
-#endif
-
 namespace pconv::wgrad {
 
 constexpr int kWordBits = 63;
