@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _gpu
 
-LIBRARY = Path(__file__).parent / "_cuda.so"
+LIBRARY = Path(__file__).parent / "libpconv_cuda.so"
 
 #: Why the backend is not available in this process, as far as can be told without looking for a GPU.
 REASON = "" if LIBRARY.is_file() else f"{LIBRARY} is not there, since pconv_ext was built without nvcc"

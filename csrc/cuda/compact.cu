@@ -84,7 +84,7 @@ __device__ inline Scan scan_block(int value, int* totals) {
 
 // One block for each segment. Replaces counts by the places of the blocks' first entries, from the segment's
 // start.
-__global__ void __launch_bounds__(kMaxThreads) scan_kernel(const Compact f) {
+__global__ void __launch_bounds__(kMaxThreads, 1) scan_kernel(const Compact f) {
   PCONV_SHARED(memory);
   int* totals = reinterpret_cast<int*>(memory);
   int start = 0;
@@ -143,7 +143,7 @@ __device__ inline void sum_counts(const Compact& f, int* shared, int* place) {
 
 // A thread for each entry.
 template <bool SCANNED>
-__global__ void __launch_bounds__(kMaxThreads) compact_kernel(const Compact f) {
+__global__ void __launch_bounds__(kMaxThreads, 1) compact_kernel(const Compact f) {
   PCONV_SHARED(memory);
   int* mine = reinterpret_cast<int*>(memory);  // [class][kMaxWarps]: entries of each warp
   const int e = blockIdx.y * f.q + blockIdx.x * blockDim.x + threadIdx.x;

@@ -98,7 +98,7 @@ __device__ void add_up(const float* total, int groups, float* shared, float* sum
 // alone, where the weights' gradients read them. Selects, so that NaN at a dead pixel goes nowhere. Grid:
 // blocks of pixels, of channels. A thread takes V channels of a pixel, of kAtOnce pixels together.
 template <class T, int V, bool WHOLE>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     scale_gradient(const T* __restrict__ grad, T* __restrict__ copies, const Problem a) {
   PCONV_SHARED(shared);
   const int groups = a.block_c / V, c0 = blockIdx.y * a.block_c, c = c0 + int(threadIdx.x) % groups * V;

@@ -73,7 +73,7 @@ __device__ Found forward_pixel(const Forward& f, int j, bool ok, int n, int y0, 
 }
 
 template <class T, int SIDE>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const Forward f) {
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(const Forward f) {
   ClassCounter counter;
   for (int i = threadIdx.x; i < f.entries.block; i += kThreads) {
     const int j = blockIdx.x * f.entries.block + i;
@@ -157,7 +157,7 @@ __device__ inline bool adjoint_tap(const Adjoint& f, const Around& at, int a, in
 }
 
 template <int SIDE>
-__global__ void __launch_bounds__(kThreads) adjoint_kernel(const Adjoint f) {
+__global__ void __launch_bounds__(kThreads, 1) adjoint_kernel(const Adjoint f) {
   constexpr int kSide = SIDE < 0 ? 0 : SIDE;
   ClassCounter counter;
   const int segment = blockIdx.y, ty = segment / f.columns.step, tx = segment % f.columns.step;

@@ -73,7 +73,7 @@ __device__ int skip_window(const UpCat& f, int64_t* to, const Pixel& p, int y0, 
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kThreads) upcat_kernel(const UpCat f) {
+__global__ void __launch_bounds__(kThreads, 1) upcat_kernel(const UpCat f) {
   constexpr int kKM = K > 0 ? (K + 1) / 2 : K;
   ClassCounter counter;
   const int segment = blockIdx.y, total = f.entries.total, types = f.columns.step + f.columns.cut;
@@ -125,7 +125,7 @@ __device__ uint64_t live_window(const LowAdjoint& f, int n, int oy, int ox) {
 }
 
 template <int WIDE>
-__global__ void __launch_bounds__(kThreads) low_adjoint_kernel(const LowAdjoint f) {
+__global__ void __launch_bounds__(kThreads, 1) low_adjoint_kernel(const LowAdjoint f) {
   ClassCounter counter;
   const int segment = blockIdx.y, types = f.columns.step + f.columns.cut;
   const int ty = segment / types, tx = segment % types;

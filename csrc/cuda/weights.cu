@@ -86,7 +86,7 @@ __device__ void fold_tile(const T* __restrict__ weights, const T* __restrict__ s
 // columns, slabs x phases. Weights lie with their taps together and are packed with the columns together, so
 // each block turns a tile over in shared memory.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     pack_taps(const T* __restrict__ weights, const T* __restrict__ scales, T* __restrict__ packed,
               const Folding f, int slots, int np, int kp) {
   PCONV_SHARED(memory);
@@ -123,7 +123,7 @@ struct RowLayout {
 // packed [segments, phases, ny, np, kp] with kp = columns x channels. Grid: blocks of rows; segments from
 // `segment0` on x phases x ny. Weights of so few channels are small: they are read as they come.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     pack_rows(const T* __restrict__ weights, const T* __restrict__ scales, T* __restrict__ packed,
               const Folding f, const RowLayout to, const Origins origins, int segment0) {
   const int jy = blockIdx.y % to.ny, per_segment = to.ny * f.n_phases, i = blockIdx.y / per_segment;
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
 // folded [segments, c_out, c_low, taps], forward (k + 1) / 2 squared taps, adjoint (k + 1) squared. Grid:
 // c_out, blocks of c_low x taps, segments. Sums of at most four weights, whose lines serve the whole warp.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     fold_low(const T* __restrict__ weight, T* __restrict__ folded_low, int c_low, int stride_out, int k,
              int cut_h, int cut_w, bool adjoint) {
   const int side = adjoint ? k + 1 : (k + 1) / 2, slots = side * side, segment = blockIdx.z;
@@ -228,7 +228,7 @@ __device__ float sum_partials(const Finish& a, int f, int o) {
 // channels. Partial sums have output channels together, gradients have pairs together: turned over in shared
 // memory.
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 1)
     finish(const Finish a, const T* __restrict__ weight, const T* __restrict__ scales, T* __restrict__ grad) {
   PCONV_SHARED(shared);
   float* tile = reinterpret_cast<float*>(shared);
