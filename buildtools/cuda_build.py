@@ -51,8 +51,16 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
     objects = [scratch / f"{file.stem}.o" for file in files]
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
+    newest = max(file.stat().st_mtime for file in sources.iterdir())
+
     def compile_one(file: Path, made: Path) -> None:
-        _run([nvcc, *FLAGS, *architectures, "-c", str(file), "-o", str(made)])
+        command = [nvcc, *FLAGS, *architectures, "-c", str(file), "-o", str(made)]
+        # pip builds a checkout in place, so an installation soon after another finds its objects.
+        how = made.with_suffix(".command")
+        same = made.is_file() and how.is_file() and how.read_text() == " ".join(command)
+        if not (same and made.stat().st_mtime > newest):
+            _run(command)
+            how.write_text(" ".join(command))
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(compile_one, files, objects))
