@@ -48,7 +48,7 @@ def _load(module: str, device_key: str) -> str:
 
 _BACKENDS = {
     "cpu": Backend("cpu", torch.ops.pconv_ext, _load("_C", "CPU")),
-    "cuda": Backend("cuda", _cuda.OPERATORS, _cuda.REASON, _gpu.refusal),
+    "cuda": Backend("cuda", _cuda.OPERATORS, _cuda.REASON, _cuda.refusal),
     "triton": Backend(_triton.DEVICE_TYPE, _triton.OPERATORS, _triton.REASON, _gpu.refusal),
     "reference": Backend(None, None, ""),
 }

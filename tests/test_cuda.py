@@ -31,3 +31,15 @@ def test_every_configuration(dtype, monkeypatch):
         tuning, "gather_blocks", lambda *shape, dtype=dtype: choose(*shape[:4], launch.precision(dtype))
     )
     test_triton.test_every_configuration(dtype, monkeypatch)
+
+
+def test_refusals():
+    weight = torch.zeros(2, 3, 1, 1)
+    x = torch.zeros(1, 3, 4, 4)
+    conv = (x, None, weight, None, [129, 1], [0] * 4, [1, 1], 1)
+    assert "strides of at most 128, stride is [129, 1]" in _cuda.refusal("partial_conv2d", conv)
+    assert _cuda.refusal("partial_conv2d", (*conv[:4], [1, 1], *conv[5:])) == ""
+    scales = torch.zeros(32, 2)
+    assert "at most 31 kernels, weights has 32" in _cuda.refusal(
+        "msfef", (x, None, [weight] * 32, [], scales, [1])
+    )
