@@ -7,7 +7,7 @@ TORCH ?= torch>=2.11
 ARGS ?=
 
 BIN = $(VENV)/bin
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 PY := $(shell find buildtools kernels pconv_ext -name '*.py')
 SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
 

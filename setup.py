@@ -4,6 +4,7 @@ import glob
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import setuptools
 from setuptools import Extension, find_packages, setup
@@ -13,6 +14,7 @@ from setuptools.command.build_py import build_py as _build_py
 ROOT = os.path.dirname(os.path.abspath(__file__))
 os.chdir(ROOT)
 sys.path.insert(0, os.path.join(ROOT, "buildtools"))  # pip has it there already; `python setup.py` has not
+import cuda_build  # noqa: E402
 from pconv_build import TORCH_REQUIREMENT, find_torch  # noqa: E402
 
 # Without build isolation nothing checks [build-system] requires, and Python 3.11 comes with setuptools 65.
@@ -32,14 +34,20 @@ CXX_FLAGS = [
 ]
 
 
-def cuda_verdict() -> str:
-    """What becomes of ``PCONV_EXT_CUDA``, in one line; exits where the request cannot be met."""
+def cuda_compiler() -> str | None:
+    """The nvcc that compiles the CUDA kernels, None where they are left out; prints the verdict.
+
+    Exits where PCONV_EXT_CUDA asks for what cannot be.
+    """
     request = os.environ.get("PCONV_EXT_CUDA", "auto")
     if request not in ("auto", "0", "1"):
         sys.exit(f"PCONV_EXT_CUDA must be auto, 0 or 1, got {request!r}")
-    if request == "1":
-        sys.exit("PCONV_EXT_CUDA=1 asks for CUDA kernels, but this version of pconv_ext has no CUDA sources")
-    return "not built, PCONV_EXT_CUDA=0" if request == "0" else "no sources in this version"
+    nvcc = None if request == "0" else cuda_build.find_nvcc()
+    if request == "1" and nvcc is None:
+        sys.exit("PCONV_EXT_CUDA=1 asks for CUDA kernels, but there is no nvcc: set CUDA_HOME")
+    without = "PCONV_EXT_CUDA=0" if request == "0" else "no nvcc"
+    print("pconv_ext: CUDA kernels:", f"built with {nvcc}" if nvcc else f"not built, {without}")
+    return nvcc
 
 
 class build_py(_build_py):
@@ -89,8 +97,28 @@ def extension():
     )
 
 
-print("pconv_ext: CUDA:", cuda_verdict())
+def with_cuda(command, nvcc):
+    """The build command that also compiles the CUDA kernels."""
+    if nvcc is None:
+        return command
+
+    class build_ext(command):
+        def run(self):
+            super().run()
+            folder = ROOT if self.inplace else self.build_lib
+            target = Path(folder, "pconv_ext", "libpconv_cuda.so")
+            try:
+                cuda_build.build(nvcc, Path(ROOT, "csrc", "cuda"), target, Path(self.build_temp, "cuda"))
+            except (RuntimeError, ValueError) as error:
+                if os.environ.get("PCONV_EXT_CUDA") == "1":
+                    sys.exit(f"pconv_ext: the CUDA kernels cannot be built: {error}")
+                print(f"pconv_ext: the CUDA kernels are left out, they cannot be built: {error}")
+
+    return build_ext
+
+
 cpu, build_ext = extension()
+build_ext = with_cuda(build_ext, cuda_compiler())
 setup(
     packages=[
         *find_packages(include=["pconv_ext", "pconv_ext.*"]),

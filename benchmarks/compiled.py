@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch
 import triton
-from pconv_ext.kernels import launch, operators
+from pconv_ext.kernels import kernel_set, launch, operators
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -206,7 +206,8 @@ def compile_all(capability: int, recorder: Recorder) -> list[dict]:
         torch.backends.cudnn.conv.fp32_precision = precision
         if name in ODD:
             recorder.seen.clear()
-        call()
+        with kernel_set.using(kernel_set.triton()):
+            call()
         for kernel_name, options, kernel in recorder.take():
             blocks = {key: options[key] for key in ("BM", "BN", "BP", "STAGES") if key in options}
             records.append(

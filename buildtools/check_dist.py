@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import cuda_build
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +34,8 @@ def check_wheel(path: Path) -> list[str]:
             problems.append("the wheel lacks the licence")
         modules = {re.sub("^kernels/", "pconv_ext/kernels/", name) for name in tree("kernels", "*.py")}
         expected = tree("pconv_ext", "*.py") | modules | {"pconv_ext/py.typed", "pconv_ext/_C.abi3.so"}
+        if cuda_build.find_nvcc():
+            expected.add("pconv_ext/libpconv_cuda.so")
         problems += difference("the wheel", names - info, expected)
         library = wheel.extract("pconv_ext/_C.abi3.so", scratch)
         symbols = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)

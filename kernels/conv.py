@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, launch_gradients, lists, plan, rows
+from . import launch, launch_gradients, lists, plan
+from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
 from .plan import Branch, Taps
@@ -80,7 +81,7 @@ def windows(
     new_mask, stored = empty_mask((p.n, 1, p.ho, p.wo), mask, x)
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
-        rows.forward_windows[grid](
+        current().forward_windows[grid](
             plane.data, stored, ratio, natural, *entries[:4],
             p.n, p.h, p.w, p.ho, p.wo, entries.q, entries.n_blocks, *p.padding, *plane.strides,
             KERNELS=tuple(part[:4] for part in p.parts), SH=p.stride[0], SW=p.stride[1],
@@ -188,7 +189,7 @@ def adjoint_rows(
     pixels = p.n * -(-p.h // sh) * -(-p.w // sw)
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
-        rows.adjoint_windows[grid](
+        current().adjoint_windows[grid](
             plane.data, window.state, *entries[:4],
             p.n, p.h, p.w, p.ho, p.wo, entries.q, entries.n_blocks, *p.padding, *plane.strides,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,

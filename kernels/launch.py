@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pconv_ext._geometry import memory_format
 
-from . import gather, tuning, weights
+from . import tuning
+from .kernel_set import current
 from .lists import RowList
 from .plan import Branch, Phase, Taps, power_of_two, rounded, row_channels, row_depth
 
@@ -66,7 +67,7 @@ def fold_bias(biases: list[Tensor], scales: Tensor) -> Tensor | None:
         return None
     n_out = scales.shape[1]
     total = torch.empty(n_out, dtype=torch.float32, device=scales.device)
-    weights.fold_bias[(-(-n_out // 256),)](
+    current().fold_bias[(-(-n_out // 256),)](
         torch.stack(biases), scales, total, NOUT=n_out, BRANCHES=len(biases), BLOCK=256
     )
     return total
@@ -109,7 +110,7 @@ def pack(
         segments = max(slabs, len(taps.y.first) * len(taps.x.first))
         slots = segments * len(taps.phases) * taps.y.taps
         data = weight.new_empty(slots * np_ * kp)
-        weights.pack_rows[(-(-np_ // 16), slots)](
+        current().pack_rows[(-(-np_ // 16), slots)](
             weight, scales_arg, data, stride_out, slab_stride, **common,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,
             NY=taps.y.taps, NX=taps.x.taps, ROW_CHANNELS=few, NP=np_, KP=kp,
@@ -121,7 +122,7 @@ def pack(
     data = weight.new_empty(slabs * taps.slots * np_ * kp)
     block_t = power_of_two(max(phase.kh * phase.kw for phase in taps.phases))
     block_k = max(16, min(bk, 2048 // block_t))
-    weights.pack_taps[(np_, -(-kp // block_k), slabs * len(taps.phases))](
+    current().pack_taps[(np_, -(-kp // block_k), slabs * len(taps.phases))](
         weight, scales_arg, data, stride_out, slab_stride, **common, SLOTS=taps.slots, NP=np_, KP=kp,
         ADJOINT=adjoint, HAS_SCALES=scales is not None, BT=block_t, BK=block_k, num_warps=8,
     )  # fmt: skip
@@ -171,7 +172,7 @@ def matmul(
     first, second = sources[0], sources[-1]
     source0, phases0 = source_constants(*first)
     source1, phases1 = source_constants(*second) if len(sources) > 1 else ((), ())
-    gather.gather_matmul[grid](
+    current().gather_matmul[grid](
         first[0].data, second[0].data, first[2].data, second[2].data, row.ints, row.words, row.limits,
         out if ratio is None else ratio, out if bias is None else bias.contiguous(), out,
         row.entries, row.capacity, pixels, first[0].copy_stride, unscale, *steps[0], *steps[-1],

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import gradients, launch, tuning, weights, wgrad
+from . import launch, tuning
+from .kernel_set import current
 from .launch import Source, precision
 from .lists import RowList, Windows
 from .plan import Branch, Taps, power_of_two, rounded, row_channels, row_depth
@@ -43,7 +44,7 @@ def scale_gradient(
     n_blocks = -(-pixels // (block_p * rounds))
     unscale = float(power_of_two(largest)) if grad_out.dtype == torch.float16 else 1.0
     sums = torch.empty((n_blocks, n_out), dtype=torch.float32, device=grad_out.device)
-    gradients.scale_gradient[(n_blocks, -(-pitch // block_c))](
+    current().scale_gradient[(n_blocks, -(-pitch // block_c))](
         grad_out, windows.ratio, windows.state, scaled, sums, pixels, pixels * pitch, rounds, 1 / unscale,
         NOUT=n_out, PITCH=pitch, RATIOS=ratios, COPIES=copies, ALL=for_features, BP=block_p, BC=block_c,
     )  # fmt: skip
@@ -102,7 +103,7 @@ def weight_partials(
     data = torch.empty(
         (splits, segments, slots, cp, grad.pitch), dtype=torch.float32, device=source.data.device
     )
-    wgrad.tap_matmul[(tiles, splits * segments)](
+    current().tap_matmul[(tiles, splits * segments)](
         source.data, grad.copies, row.ints, row.words, row.limits, data, row.entries, row.capacity,
         pixels * grad.pitch, taps.y.jump * source.width, taps.x.jump, splits,
         C=source.channels, PITCH=source.pitch, CP=cp, GRAD_PITCH=grad.pitch, PHASES=tuple(phases),
@@ -136,7 +137,7 @@ def finish(
     _, segments, _, _, pitch = partial.data.shape
     c_out = grad.shape[0]
     blocks_f = finish_blocks(c_in, part)
-    weights.finish[(blocks_f, -(-c_out // 32))](
+    current().finish[(blocks_f, -(-c_out // 32))](
         partial.data, weight, weight if scales is None else scales,
         grad, grad if products is None else products,
         partial.parts, stride_out, blocks_f if products is None else products.shape[1], partial.unscale,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import rows
+from .kernel_set import current
 from .plan import rounded
 
 
@@ -113,7 +113,7 @@ def row_list(
         segments,
         capacity,
     )
-    rows.compact[(n_blocks, segments)](
+    current().compact[(n_blocks, segments)](
         *entries[:4], result.ints, result.words, result.limits, q, n_blocks, capacity,
         INTS=ints, WORDS=words, PAD=pad, BLOCK=block,
     )  # fmt: skip

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import conv, launch, launch_gradients, lists, plan, rows, weights
+from . import conv, launch, launch_gradients, lists, plan
+from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
 
@@ -80,7 +81,7 @@ def windows(
     cut_h, cut_w = p.cut
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
-        rows.upcat_windows[grid](
+        current().upcat_windows[grid](
             low.data, side.data, stored, ratio, natural, *entries[:4],
             p.n, p.h, p.w, p.lh, p.lw, entries.q, entries.n_blocks, *low.strides, *side.strides,
             C_LOW=p.c_low, C_SKIP=p.c_skip, K=p.k, CUT_H=cut_h, CUT_W=cut_w,
@@ -99,7 +100,7 @@ def low_weights(weight: Tensor, p: Problem, segments: int, *, adjoint: bool) -> 
     folded = weight.new_empty(segments * p.c_out * p.c_low * slots)
     block_t = plan.power_of_two(p.k * p.k)
     block_c = max(1, min(plan.power_of_two(p.c_low), 2048 // block_t))
-    weights.fold_low[(p.c_out, -(-p.c_low // block_c), segments)](
+    current().fold_low[(p.c_out, -(-p.c_low // block_c), segments)](
         weight, folded, p.c_low, p.c_low + p.c_skip,
         K=p.k, CUT_H=cut_h, CUT_W=cut_w, ADJOINT=adjoint, SLOTS=slots, BC=block_c, BT=block_t,
     )  # fmt: skip
@@ -214,7 +215,7 @@ def low_adjoint(
     blocks = launch.gather_blocks(pixels, p.c_low, x_low)
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
-        rows.low_adjoint_windows[grid](
+        current().low_adjoint_windows[grid](
             plane.data, window.state, *entries[:4],
             p.n, p.h, p.w, p.lh, p.lw, entries.q, entries.n_blocks, *plane.strides,
             K=p.k, CUT_H=cut_h, CUT_W=cut_w, LOW_MASK=plane.kind, WORDS=taps.words, BLOCK=block,

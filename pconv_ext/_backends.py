@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _triton, ops
+from . import _cuda, _gpu, _triton, ops
 
 
 class Backend(NamedTuple):
@@ -48,8 +48,8 @@ def _load(module: str, device_key: str) -> str:
 
 _BACKENDS = {
     "cpu": Backend("cpu", torch.ops.pconv_ext, _load("_C", "CPU")),
-    "cuda": Backend("cuda", None, "this version has no CUDA kernels"),
-    "triton": Backend(_triton.DEVICE_TYPE, _triton.OPERATORS, _triton.REASON, _triton.refusal),
+    "cuda": Backend("cuda", _cuda.OPERATORS, _cuda.REASON, _cuda.refusal),
+    "triton": Backend(_triton.DEVICE_TYPE, _triton.OPERATORS, _triton.REASON, _gpu.refusal),
     "reference": Backend(None, None, ""),
 }
 
@@ -63,7 +63,7 @@ def backends() -> dict[str, tuple[bool, str]]:
         ``{"cpu": (True, ""), "cuda": (False, "why not"), "triton": ..., "reference": (True, "")}``.
     """
     reasons = {name: backend.reason for name, backend in _BACKENDS.items()}
-    reasons["triton"] = _triton.reason()
+    reasons |= {"cuda": _cuda.reason(), "triton": _triton.reason()}
     return {name: (not reason, reason) for name, reason in reasons.items()}
 
 

@@ -1,0 +1,94 @@
+"""The CUDA C++ kernels: ``csrc/cuda/*.cu``, compiled into a plain shared library.
+
+Each kernel takes the arguments of its Triton twin (rows.py, gather.py, ...) and computes the same; what is a
+constant there is an ordinary argument here. A launch passes its arguments as 64-bit words, see
+csrc/cuda/device.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernel_set import Kernels
+
+ELEMENTS = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.uint8: 3,
+    torch.int8: 4,
+    torch.int16: 5,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.float64: 8,  # of masks
+}
+
+#: Constants of each kernel, in the order in which they follow its other arguments.
+CONSTANTS = {
+    "forward_windows": "KERNELS SH SW DH DW MASK WORDS BLOCK",
+    "adjoint_windows": "FIRST_Y FIRST_X STEP_Y STEP_X JUMP_Y JUMP_X KH KW NY NX REACH SH SW DH DW MASK WORDS "
+    "BLOCK",
+    "upcat_windows": "C_LOW C_SKIP K CUT_H CUT_W LOW_MASK SKIP_MASK WORDS_LOW WORDS_SKIP BLOCK",
+    "low_adjoint_windows": "K CUT_H CUT_W LOW_MASK WORDS BLOCK",
+    "compact": "INTS WORDS PAD BLOCK",
+    "fold_bias": "NOUT BRANCHES BLOCK",
+    "pack_taps": "NOUT CIN KERNELS PHASES SLOTS NP KP ADJOINT HAS_SCALES BT BK",
+    "pack_rows": "NOUT CIN KERNELS PHASES FIRST_Y FIRST_X STEP_Y STEP_X NY NX ROW_CHANNELS NP KP ADJOINT "
+    "HAS_SCALES BR",
+    "fold_low": "K CUT_H CUT_W ADJOINT SLOTS BC BT",
+    "finish": "NOUT CIN KH KW OY OX WINDOW_W OWN SLOTS CP GRAD_PITCH ROW_CHANNELS SCALE_ROW HAS_SCALES "
+    "LOW SEGMENTS CUT_H CUT_W BO BF",
+    "scale_gradient": "NOUT PITCH RATIOS COPIES ALL BP BC",
+    "gather_matmul": "SOURCE0 PHASES0 SOURCE1 PHASES1 FIRST_Y FIRST_X WORDS0 NOUT NP RATIOS PLAIN_PHASE "
+    "HAS_BIAS BM BN STAGES PRECISION",
+    "tap_matmul": "C PITCH CP GRAD_PITCH PHASES SLOTS NX ROW_CHANNELS SOURCE WORDS WORD0 SEGMENTS SHARED BC "
+    "BM BN BP STAGES PRECISION",
+}
+_PRECISIONS = {"tf32": 0, "ieee": 1}
+
+
+class Kernel:
+    """Called as Triton's are, ``kernel[grid](*arguments, **constants)``; compiler options are unused."""
+
+    def __init__(self, function: Any, name: str) -> None:
+        self.function, self.name, self.constants = function, name, CONSTANTS[name].split()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            words = [*grid, *(1,) * (3 - len(grid))]
+            for value in (*arguments, *(constants[name] for name in self.constants)):
+                words += _words(value)
+            device = next(value.device for value in arguments if isinstance(value, Tensor))
+            stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+            error = self.function((ctypes.c_int64 * len(words))(*words), ctypes.c_void_p(stream))
+            if error:
+                raise RuntimeError(f"CUDA kernel {self.name} was not launched: error {error}")
+
+        return launch
+
+
+def _words(value: Any) -> Iterable[int]:
+    if isinstance(value, Tensor):
+        return value.data_ptr(), ELEMENTS[value.dtype]
+    if isinstance(value, tuple):
+        return len(value), *(
+            word for item in value for word in (item if isinstance(item, tuple) else (item,))
+        )
+    if isinstance(value, str):
+        return (_PRECISIONS[value],)
+    if isinstance(value, float):
+        return struct.unpack("q", struct.pack("d", value))
+    return (int(value),)
+
+
+def load(library: Path) -> Kernels:
+    """The kernels in a shared library."""
+    functions = ctypes.CDLL(str(library))
+    return Kernels(*(Kernel(getattr(functions, f"pconv_{name}"), name) for name in Kernels._fields))

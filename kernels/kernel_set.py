@@ -1,0 +1,52 @@
+"""Which kernels the host code launches: Triton's or CUDA's, which take the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+
+class Kernels(NamedTuple):
+    """Each is called as ``kernel[grid](*arguments, **constants)``."""
+
+    forward_windows: Any
+    adjoint_windows: Any
+    upcat_windows: Any
+    low_adjoint_windows: Any
+    compact: Any
+    fold_bias: Any
+    pack_taps: Any
+    pack_rows: Any
+    fold_low: Any
+    gather_matmul: Any
+    scale_gradient: Any
+    tap_matmul: Any
+    finish: Any
+
+
+_current: ContextVar[Kernels] = ContextVar("kernels")
+
+
+@contextlib.contextmanager
+def using(kernels: Kernels) -> Iterator[None]:
+    """Context in which `current` is `kernels`."""
+    token = _current.set(kernels)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Kernels:
+    """The kernels to launch."""
+    return _current.get()
+
+
+def triton() -> Kernels:
+    """The Triton kernels; imports Triton."""
+    from . import gather, gradients, rows, weights, wgrad
+
+    modules = (gather, gradients, rows, weights, wgrad)
+    return Kernels(*(next(getattr(m, name) for m in modules if hasattr(m, name)) for name in Kernels._fields))

@@ -1,0 +1,44 @@
+"""What nvcc makes of the CUDA kernels, wherever the package was built with it; no GPU is needed to see."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from pconv_ext import _cuda
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "cuda_compiled.py"
+
+pytestmark = pytest.mark.skipif(bool(_cuda.REASON), reason=_cuda.REASON)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    spec = importlib.util.spec_from_file_location("cuda_compiled", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.figures(_cuda.LIBRARY)
+
+
+def test_both_generations(kernels):
+    names = {}
+    for kernel in kernels:
+        names.setdefault(kernel["architecture"], set()).add(kernel["kernel"])
+    assert {"sm_80", "sm_90a"} <= names.keys()
+    assert names["sm_80"] == names["sm_90a"]
+
+
+def test_no_spills(kernels):
+    assert [kernel for kernel in kernels if kernel["stack"] or kernel["STL"] or kernel["LDL"]] == []
+
+
+def test_tensor_cores(kernels):
+    """In every matrix kernel but that of float32 without tf32, and copies in flight beside them."""
+    matrix = [kernel for kernel in kernels if "_matmul<" in kernel["kernel"]]
+    assert len(matrix) > 100
+    for kernel in matrix:
+        exact = "<float" in kernel["kernel"]
+        assert (kernel["HMMA"] > 0) == (not exact), kernel
+        assert kernel["LDGSTS"] > 0, kernel
+        if exact:
+            assert kernel["FFMA"] > 0, kernel
