@@ -51,7 +51,7 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
     objects = [scratch / f"{file.stem}.o" for file in files]
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
-    newest = max(file.stat().st_mtime for file in sources.iterdir())
+    newest = max(file.stat().st_mtime for file in (*sources.iterdir(), *sources.parent.glob("*.h")))
 
     def compile_one(file: Path, made: Path) -> None:
         command = [nvcc, *FLAGS, *architectures, "-c", str(file), "-o", str(made)]

@@ -35,8 +35,8 @@ CONSTANTS = {
     "forward_windows": "KERNELS SH SW DH DW MASK WORDS BLOCK",
     "adjoint_windows": "FIRST_Y FIRST_X STEP_Y STEP_X JUMP_Y JUMP_X KH KW NY NX REACH SH SW DH DW MASK WORDS "
     "BLOCK",
-    "upcat_windows": "C_LOW C_SKIP K CUT_H CUT_W LOW_MASK SKIP_MASK WORDS_LOW WORDS_SKIP BLOCK",
-    "low_adjoint_windows": "K CUT_H CUT_W LOW_MASK WORDS BLOCK",
+    "upcat_windows": "C_LOW C_SKIP K LOW_MASK SKIP_MASK WORDS_LOW WORDS_SKIP BLOCK",
+    "low_adjoint_windows": "K LOW_MASK WORDS BLOCK",
     "compact": "INTS WORDS PAD BLOCK",
     "fold_bias": "NOUT BRANCHES BLOCK",
     "pack_taps": "NOUT CIN KERNELS PHASES SLOTS NP KP ADJOINT HAS_SCALES BT BK",

@@ -85,7 +85,7 @@ struct ForwardRows {
             continue;
           }
           const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
-          if (!ratios.live) {
+          if (ratios.state == kDead) {
             dead.push_back(pixel);
             continue;
           }

@@ -73,7 +73,8 @@ static void forward_dots(const Problem<T>& p, const T* bias, Target out) {
     for (int64_t i = 0; i < g.Ho * g.Wo; ++i) ratios.emplace_back(p, counts.of, i);
   }
   for (int64_t pixel = 0; pixel < pixels; ++pixel)
-    for (int64_t o = 0; o < g.O; ++o) results[pixel * g.O + o] = ratios[pixel].live && bias ? bias[o] : T(0);
+    for (int64_t o = 0; o < g.O; ++o)
+      results[pixel * g.O + o] = ratios[pixel].state != kDead && bias ? bias[o] : T(0);
   for (size_t i = 0; i < p.branches.size(); ++i) {
     const Branch<T>& b = p.branches[i];
     const int64_t length = g.Cg() * b.kh * b.kw, blocks = (g.Og() + 3) / 4;
@@ -90,7 +91,7 @@ static void forward_dots(const Problem<T>& p, const T* bias, Target out) {
           rows[k] = windows + (group * pixels + pixel + std::min(k, count - 1)) * length;
         dot_4x4(rows, weights, length, products);
         for (int64_t k = 0; k < count; ++k)
-          for (int64_t j = 0; ratios[pixel + k].live && j < outs; ++j)
+          for (int64_t j = 0; ratios[pixel + k].state != kDead && j < outs; ++j)
             results[(pixel + k) * g.O + first + j] +=
                 ratios[pixel + k].r[i] * (b.scale ? b.scale[first + j] : T(1)) * products[k][j];
       }

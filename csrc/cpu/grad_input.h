@@ -49,7 +49,9 @@ struct Axis {
   }
   // Gradient row that offset 0 stands for.
   int64_t base(int64_t i) const { return up ? 2 * i + 1 + kernel / 2 : (i + pad) / stride; }
-  int64_t class_of(int64_t i) const { return up ? (out % 2 && i == size - 1) : (i + pad) % stride; }
+  int64_t class_of(int64_t i) const {
+    return up ? stored_positions(size, out).type_of(i) : (i + pad) % stride;
+  }
   int64_t extent() const { return before + std::max(out - 1, base(size - 1)) + 1; }
   // Whether the taps of every class are consecutive and few enough for window_bits.
   bool bits() const {

@@ -75,13 +75,13 @@ struct WeightBand {
       for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
         for (int64_t ow = 0; ow < g.Wo; ++ow, ++at) {
           const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
-          if (!ratios.live) continue;
+          if (ratios.state == kDead) continue;
           live.pixel.push_back(at);
           live.scale.push_back(ratios.r[ratios.n - 1]);
           for (size_t k = 0; k < list.size(); ++k) {
             const Pass& pass = list[k];
             const bool correction = pass.kind != Pass::kAll;
-            if (correction && ratios.whole) continue;
+            if (correction && ratios.state == kPlain) continue;
             const T factor = ratios.scale(pass, true);
             if (factor == T(0)) continue;
             if (pass.row_class >= 0 &&

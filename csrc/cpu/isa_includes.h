@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "../pixel.h"
 #include "problem.h"
 
 #if defined(__x86_64__)

@@ -67,15 +67,13 @@ struct Pass {
   int64_t taps() const { return kh * kw; }
 };
 
-// Class of an output row (or column) over an up-sampled source: its parity; the last rows of an odd size,
-// where the window ends between two copies of a stored row, have classes of their own.
+// Class of an output row (or column) over an up-sampled source.
 PCONV_INLINE int64_t up_class(int64_t index, int64_t size, int64_t kernel) {
-  const int64_t inside = size - kernel / 2;
-  return size % 2 && index >= inside ? 2 + index - inside : index & 1;
+  return positions_over_upsampled(size, kernel).type_of(index);
 }
 // Stored row, within the window of its source, of every kernel row of a class; -1 outside the image.
 static std::vector<int64_t> up_taps(int64_t cls, int64_t size, int64_t kernel, int64_t pad) {
-  const int64_t index = cls < 2 ? cls : size - kernel / 2 + cls - 2;
+  const int64_t index = positions_over_upsampled(size, kernel).position(cls, 0);
   std::vector<int64_t> rows;
   for (int64_t i = 0; i < kernel; ++i) {
     const int64_t at = index + i - kernel / 2;
@@ -155,21 +153,21 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
 // add.
 template <class T>
 struct Ratios {
-  bool live, whole, lower_whole;
+  State state;
+  bool lower_whole;
   T r[kMaxBranches];
   size_t n;
 
   Ratios(const Problem<T>& p, const int32_t* const* counts, int64_t pixel) : n(p.branches.size()) {
     const Windows& w = *p.windows;
-    live = counts[0][pixel] > 0;
-    whole = counts[n - 1][pixel] == w.whole[n - 1];
+    state = state_of(counts[0][pixel] > 0, counts[n - 1][pixel] == w.whole[n - 1]);
     lower_whole = n == 1 || counts[n - 2][pixel] == w.whole[n - 2];
-    if (!live) return;
+    if (state == kDead) return;
     for (size_t i = 0; i < n; ++i)
-      r[i] = whole ? T(1) : static_cast<T>(w.whole[i]) / static_cast<T>(counts[i][pixel]);
+      r[i] = state == kPlain ? T(1) : ratio_of(static_cast<T>(w.whole[i]), counts[i][pixel]);
   }
   T scale(const Pass& pass, bool with_lower) const {
-    if (!live) return T(0);
+    if (state == kDead) return T(0);
     const T largest = r[n - 1];
     if (pass.kind == Pass::kAll) return largest;
     const bool shared = with_lower && n > 2 && lower_whole;

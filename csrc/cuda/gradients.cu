@@ -1,13 +1,13 @@
 // Twin of kernels/gradients.py: the incoming gradient, scaled for the matrix kernels of the backward, and its
 // sum.
+#include "../pixel.h"
 #include "device.h"
 
 namespace pconv {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kAtOnce = 2;            // pixels that a thread has in flight
-constexpr int kMixed = 0, kDead = 2;  // classes of pixels, see kernels/rows.py
+constexpr int kAtOnce = 2;  // pixels that a thread has in flight
 
 // Named as the arguments of kernels/gradients.py; block_p: pixels of a block, block_c: its channels.
 struct Problem {

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const Forward f) {
     const int row = f.by_wo(j), n = f.by_ho(row);
     const int y0 = (row - n * f.HO) * f.sh - f.pad_top, x0 = (j - row * f.WO) * f.sw - f.pad_left;
     const Found found = forward_pixel<T, SIDE>(f, j, ok, n, y0, x0);
-    int state = !found.live ? kDead : found.whole || f.kernels.n == 1 ? kPlain : kMixed;
+    State state = state_of(found.live, found.whole || f.kernels.n == 1);
     if (ok) {
       f.new_mask.set(j, found.live);
       f.natural[j] = int8_t(state);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1) adjoint_kernel(const Adjoint f) {
     } else {
       f.entries.words[e] = inside ? int64_t(adjoint_window<kSide>(f, at, mixed)) : 0;
     }
-    const int state = !p.exists ? kOutside : !inside ? kDead : mixed ? kMixed : kPlain;
+    const State state = p.exists ? state_of(inside, !mixed) : kOutside;
     f.entries.put(e, state, (p.n * f.mask.H + p.y) * f.mask.W + p.x, (p.n * f.HO + at.oy) * f.WO + at.ox);
     counter.add(state);
   }
@@ -255,7 +255,7 @@ PCONV_ENTRY(adjoint_windows) {
   const int kind = args.integer(), n_words = args.integer();
   f.entries.block = args.integer();
   f.mask = plane(mask, kind, H, W, strides);
-  f.rows = Types(H, sh, 0), f.columns = Types(W, sw, 0);
+  f.rows = Types({H, sh, 0}), f.columns = Types({W, sw, 0});
   f.by_sh = Divider(sh), f.by_sw = Divider(sw);
   const auto launch = [&](auto width) {
     auto kernel = adjoint_kernel<decltype(width)::value>;

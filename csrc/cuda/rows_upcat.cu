@@ -76,7 +76,7 @@ template <class T, int K>
 __global__ void __launch_bounds__(kThreads, 1) upcat_kernel(const UpCat f) {
   constexpr int kKM = K > 0 ? (K + 1) / 2 : K;
   ClassCounter counter;
-  const int segment = blockIdx.y, total = f.entries.total, types = f.columns.step + f.columns.cut;
+  const int segment = blockIdx.y, total = f.entries.total, types = f.columns.types();
   const int ty = segment / types, tx = segment % types;
   for (int j = threadIdx.x; j < f.entries.block; j += kThreads) {
     const int i = blockIdx.x * f.entries.block + j, e = segment * f.entries.q + i;
@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(kThreads, 1) upcat_kernel(const UpCat f) {
     const int low = low_window<T, kKM>(f, words, p, y0, x0);
     const int skip = skip_window<T, K>(f, words + size_t(f.words_low) * total, p, y0, x0);
     const int count = f.c_low * low + f.c_skip * skip;
-    int state = kOutside;
+    State state = kOutside;
     if (p.exists) {
-      state = count > 0 ? kPlain : kDead;
+      state = state_of(count > 0, true);
       f.ratio[at] = ratio_of(float((f.c_low + f.c_skip) * f.k * f.k), count);
       f.new_mask.set(at, count > 0);
       f.natural[at] = int8_t(state);
@@ -127,7 +127,7 @@ __device__ uint64_t live_window(const LowAdjoint& f, int n, int oy, int ox) {
 template <int WIDE>
 __global__ void __launch_bounds__(kThreads, 1) low_adjoint_kernel(const LowAdjoint f) {
   ClassCounter counter;
-  const int segment = blockIdx.y, types = f.columns.step + f.columns.cut;
+  const int segment = blockIdx.y, types = f.columns.types();
   const int ty = segment / types, tx = segment % types;
   for (int j = threadIdx.x; j < f.entries.block; j += kThreads) {
     const int i = blockIdx.x * f.entries.block + j, e = segment * f.entries.q + i;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1) low_adjoint_kernel(const LowAdjoi
     } else {
       f.entries.words[e] = inside ? int64_t(live_window < WIDE<0 ? 0 : WIDE>(f, p.n, oy, ox)) : 0;
     }
-    const int state = !p.exists ? kOutside : inside ? kPlain : kDead;
+    const State state = p.exists ? state_of(inside, true) : kOutside;
     f.entries.put(e, state, (p.n * f.low.H + p.y) * f.low.W + p.x, (p.n * f.H + oy) * f.W + ox);
     counter.add(state);
   }
@@ -180,14 +180,13 @@ PCONV_ENTRY(upcat_windows) {
   read_strides(args, low_strides);
   read_strides(args, skip_strides);
   f.c_low = args.integer(), f.c_skip = args.integer(), f.k = args.integer();
-  const int cut_h = args.integer(), cut_w = args.integer();
   const int low_kind = args.integer(), skip_kind = args.integer();
   f.words_low = args.integer();
   const int words_skip = args.integer();
   f.entries.block = args.integer();
   f.low = plane(low, low_kind, LH, LW, low_strides);
   f.skip = plane(skip, skip_kind, H, W, skip_strides);
-  f.rows = Types(H, 2, cut_h), f.columns = Types(W, 2, cut_w);
+  f.rows = Types(positions_over_upsampled(H, f.k)), f.columns = Types(positions_over_upsampled(W, f.k));
   f.km = (f.k + 1) / 2;
   const bool many = f.words_low > 1 || words_skip > 1;
   if (f.low.data && f.skip.data && f.low.bytes != f.skip.bytes)
@@ -214,11 +213,10 @@ PCONV_ENTRY(low_adjoint_windows) {
   Plane strides{};
   read_strides(args, strides);
   f.k = args.integer();
-  const int cut_h = args.integer(), cut_w = args.integer();
   const int kind = args.integer(), n_words = args.integer();
   f.entries.block = args.integer();
   f.low = plane(low, kind, LH, LW, strides);
-  f.rows = Types(LH, 1, cut_h), f.columns = Types(LW, 1, cut_w);
+  f.rows = Types(stored_positions(LH, f.H)), f.columns = Types(stored_positions(LW, f.W));
   const auto launch = [&](auto width) {
     auto kernel = low_adjoint_kernel<decltype(width)::value>;
     PCONV_LAUNCH(kernel, grid, dim3(kThreads), kCounterBytes, stream, f);

@@ -1,14 +1,12 @@
 // What the windows kernels (rows.cu, after kernels/rows.py) compute for one pixel: where it lies, which taps
 // of its window are inside and valid, as bits. For host and device.
 #pragma once
+#include "../pixel.h"
 #include "device.h"
 
 namespace pconv {
 
 constexpr int kWordBits = 63;  // of an int64, without its sign
-
-// Classes of pixels, see kernels/rows.py.
-enum State : int { kMixed, kPlain, kDead, kOutside };
 
 __host__ __device__ inline int popcount(uint64_t v) {
 #ifdef __CUDA_ARCH__
@@ -35,15 +33,13 @@ class Divider {
   int shift_;
 };
 
-// One direction of an image: its positions come in `step + cut` types, those of each residue modulo `step`,
-// except the last `cut`, which are types of their own.
-struct Types {
-  int size, step, cut;
+// The positions of one direction, to be looked up by type.
+struct Types : Positions<int> {
   int most, full;  // positions of the first `full` residues; the others have one less
   Divider by_most, by_fewer, by_one;
 
   Types() = default;
-  Types(int size_, int step_, int cut_) : size(size_), step(step_), cut(cut_) {
+  explicit Types(Positions<int> positions) : Positions<int>(positions) {
     most = (size - cut + step - 1) / step;
     full = size - cut - (most - 1) * step;
     by_most = Divider(most > 1 ? most : 1);
@@ -53,9 +49,6 @@ struct Types {
   __host__ __device__ int count(int type) const { return type >= step ? 1 : most - (type >= full); }
   __host__ __device__ Divider by_count(int type) const {
     return type >= step ? by_one : type < full ? by_most : by_fewer;
-  }
-  __host__ __device__ int position(int type, int i) const {
-    return type < step ? type + i * step : size - cut + type - step;
   }
 };
 
@@ -203,11 +196,6 @@ __host__ __device__ void store_taps(int64_t* to, int pitch, int high, int wide, 
     }
   }
   if (used) *to = int64_t(bits);
-}
-
-// Window size over valid entries; 0 where there are none.
-__host__ __device__ inline float ratio_of(float size, int count) {
-  return count > 0 ? size / float(count) : 0.0f;
 }
 
 }  // namespace pconv
