@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import floors
+import gpu_dispatch
 import report
-from cases import MSFEF, UPCAT
+from cases import MSFEF, PARTIAL_CONV, UPCAT
 from names import COMPILED, FORWARD, HYBRID, NAIVE_1, NAIVE_C, PLAIN, TRAINING
 from report import Record
 
@@ -23,6 +24,8 @@ DIRECTIONS = (FORWARD, TRAINING)
 HOST_BOUND = 0.9  # of a call's time spent by the host issuing it: the GPU waited
 MSFEF_NAMES = tuple(layer.name for layer in MSFEF)
 UPCAT_NAMES = tuple(layer.name for layer in UPCAT)
+EDGE_NAMES = (MSFEF_NAMES[0], UPCAT_NAMES[-1])  # 3 channels in, 3 out
+INNER_NAMES = (*MSFEF_NAMES[1:], *(layer.name for layer in PARTIAL_CONV), *UPCAT_NAMES[:-1])
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,24 @@ def over_plain(record: Record, ours: str) -> float | None:
 def over_naive_peak(record: Record, ours: str) -> float | None:
     mine, naive = report.peak_mb(record, ours), report.peak_mb(record, NAIVE_C)
     return mine / naive if mine is not None and naive else None
+
+
+def of_cuda(value: Callable[[Record], float | None]) -> Callable[[Record, str], float | None]:
+    """For lines about the CUDA backend, where both were timed."""
+    return lambda record, ours: value(record) if ours == "cuda" and "triton" in record["forms"] else None
+
+
+def cuda_over_triton(record: Record) -> float | None:
+    return report.ratio(record, "triton", "cuda")
+
+
+def cuda_over_best(record: Record) -> float | None:
+    return max(report.ratio(record, "cuda", "triton") or 0.0, 1.0)
+
+
+def auto_over_best(record: Record) -> float | None:
+    chosen = gpu_dispatch.automatic(record)
+    return max(report.ratio(record, chosen, other) or 0.0 for other in gpu_dispatch.BACKENDS)
 
 
 GOALS = [
@@ -90,7 +111,31 @@ GOALS = [
         {FORWARD: (1 / 3,), TRAINING: (1 / 3,)},
         at_most=True,
     ),
+    Goal(
+        "first and last layer: CUDA faster than Triton",
+        EDGE_NAMES,
+        of_cuda(cuda_over_triton),
+        {FORWARD: (1.5,), TRAINING: (1.5,)},
+    ),
+    Goal(
+        "inner layers: time of CUDA over that of the faster backend",
+        INNER_NAMES,
+        of_cuda(cuda_over_best),
+        {FORWARD: (1.2,), TRAINING: (1.2,)},
+        at_most=True,
+    ),
+    Goal(
+        "time of auto's choice over that of the faster backend",
+        (*MSFEF_NAMES, *INNER_NAMES[3:], UPCAT_NAMES[-1]),
+        of_cuda(auto_over_best),
+        {FORWARD: (1.05,), TRAINING: (1.05,)},
+        at_most=True,
+    ),
 ]
+
+# A training step of the whole network: over ours, at least.
+NETWORK_TIMES = {NAIVE_1: 2.5, NAIVE_C: 2.5, COMPILED: 1.6}
+NETWORK_MEMORY = 2.0
 
 
 def layer_table(content: dict[str, Any]) -> list[str]:
@@ -135,10 +180,27 @@ def goal_table(content: dict[str, Any]) -> list[str]:
     for goal in GOALS:
         for direction in DIRECTIONS:
             rows = [*_goal_rows(goal, direction, records)]
-            bars = "/".join(f"{bar:.2g}" for bar in goal.bars[direction])
+            bars = "/".join(f"{bar:.3g}" for bar in goal.bars[direction])
             lines.append(f"{goal.what}, {direction}: {'<=' if goal.at_most else '>='} {bars}")
             lines += rows or ["  not measured"]
     return lines
+
+
+def network_goals(networks: list[Record]) -> list[str]:
+    """Verdicts on the whole network's training step: ours against the naive forms, time and peak memory."""
+    lines = ["network, training step: times faster than, and times the peak memory of, ours"]
+    for record in networks:
+        forms = record["forms"]
+        for ours in (name for name in record["ours"] if name in forms):
+            for naive, bar in NETWORK_TIMES.items():
+                times = report.ratio(record, naive, ours)
+                if times is None:
+                    continue
+                memory = forms[naive]["peak_mb"] / forms[ours]["peak_mb"]
+                verdict = "PASS" if times >= bar and memory >= NETWORK_MEMORY else "miss"
+                bars = f"({bar:g}, {NETWORK_MEMORY:g})"
+                lines.append(f"  {verdict}  {ours:<9} {times:.2f} {memory:.2f} {bars} {naive}")
+    return lines if len(lines) > 1 else [*lines, "  not measured"]
 
 
 def slower(content: dict[str, Any]) -> list[str]:
@@ -201,6 +263,7 @@ def text(content: dict[str, Any]) -> str:
             *sorted(missing),
             *(f"failed: {failure}" for failure in content["failures"]),
             "",
+            *network_goals(content["networks"]),
             *goal_table(content),
             "!: the layer misses; part: all layers measured so far pass, some are missing",
             f"stopped: {content['stopped'] or 'no, all was measured'}",

@@ -158,6 +158,8 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
         "resolution": case.size,
         "dtype": settings.dtype,
         "shapes": [list(x.shape) for x in problem.features],
+        "out_channels": LAYERS[case.layer].out_channels,
+        "capability": capability() if device == "cuda" else None,
         "ours": [form.name for form in forms if form.name in our_backends(device)],
         "forms": {
             name: {
@@ -171,6 +173,11 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
         "missing": prepared.missing,
     }
     return record, prepared
+
+
+def capability() -> str:
+    """Of the GPU, such as "9.0"."""
+    return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -189,6 +196,7 @@ def machine(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         result |= {
+            "capability": capability(),
             "triton": _version("triton"),
             "cudnn": torch.backends.cudnn.version(),
             "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,

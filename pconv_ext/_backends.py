@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _cuda, _gpu, _triton, ops
+from . import _cuda, _dispatch, _gpu, _triton, ops
 
 
 class Backend(NamedTuple):
@@ -24,7 +24,8 @@ class Backend(NamedTuple):
     refusal: Callable[[str, tuple[Any, ...]], str] = lambda op, args: ""
 
 
-#: "auto" takes the first of these that is available, by device of the tensors.
+#: "auto" takes the first of these that is available, by device of the tensors, unless another was measured
+#: faster (_dispatch.py).
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 _library = ops.register("pconv_ext")  # before the extension modules, which add kernels to these schemas
@@ -111,13 +112,17 @@ def choose(op: str, backend: str, args: tuple[Any, ...]) -> Any:
 
 def _automatic(op: str, device_type: str, args: tuple[Any, ...]) -> Any:
     causes: list[str] = []
-    for name in _ORDER.get(device_type, ("reference",)):
+    order = _ORDER.get(device_type, ("reference",))
+    if device_type == "cuda" and args[0].dtype in _dispatch.DTYPES:
+        first = _dispatch.faster(op, args)
+        order = (first, *(name for name in order if name != first)) if first else order
+    for name in order:
         backend = _BACKENDS[name]
         if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
             continue
         cause = backend.reason or backend.refusal(op, args)
         if not cause:
-            if causes:  # only the reference comes after others
+            if causes and name == "reference":
                 _warn_slow(device_type, "; ".join(causes))
             return backend.operators
         causes.append(f"{name}: {cause}")

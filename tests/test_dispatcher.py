@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 import pconv_ext
 from pconv_ext import MSFEF, PartialConv2d
 
-NAMESPACE_OF = {"cpu": "pconv_ext", "cuda": "pconv_ext", "triton": "pconv_ext_triton"}
+NAMESPACE_OF = {"cpu": "pconv_ext", "cuda": "pconv_ext_cuda", "triton": "pconv_ext_triton"}
 OPERATORS = ["partial_conv2d", "msfef", "upcat_partial_conv2d"]
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 
