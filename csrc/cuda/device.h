@@ -12,7 +12,7 @@
 #ifdef PCONV_EMULATE
 #define PCONV_SHARED(name) char* name = static_cast<char*>(emulation::shared_memory())
 inline int pconv_launched() {
-  return 0;
+  return -emulation::races;
 }
 #else
 #define PCONV_LAUNCH(kernel, grid, size, shared, stream, ...) \

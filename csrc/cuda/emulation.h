@@ -1,8 +1,9 @@
 // CUDA's execution model in plain C++, so that the kernels run, and are tested, without a GPU: a block's
 // threads are fibers that take turns at barriers. Slow, deterministic, one block after the other.
 //
-// What it cannot show: races, missing barriers between threads of one warp, speed. Shared memory begins as
-// 0xFF (NaN in every floating type), and copies of cp_async arrive only when they are waited for.
+// Shared memory begins as 0xFF (NaN in every floating type), and copies of cp_async arrive only when they are
+// waited for. tests/emulated_races.cpp finds accesses that no barrier orders. What stays unseen: speed, and
+// barriers that only some threads of a warp reach.
 #pragma once
 #include <ucontext.h>
 
@@ -45,6 +46,8 @@ struct Fiber {
   dim3 thread;
   int id = 0;
   bool done = false;
+  int block_barriers = 0, barriers = 0;   // passed: of the block, and those of the warp too
+  int unwatched = 0;                      // > 0 while it runs the emulator's own code
   std::vector<std::vector<Copy>> groups;  // of cp_async that are committed and not yet waited for
   std::vector<Copy> open;
 };
@@ -67,6 +70,24 @@ struct Block {
 };
 
 inline Block* block = nullptr;
+inline int64_t launches = 0;
+inline int races = 0;  // of the last launch
+
+// The emulator's own accesses, which are no kernel's.
+class Unwatched {
+ public:
+  Unwatched() : fiber_(*block->current) { ++fiber_.unwatched; }
+  ~Unwatched() { --fiber_.unwatched; }
+
+ private:
+  Fiber& fiber_;
+};
+// Tells the watcher of accesses that it cannot see in the code.
+#ifdef PCONV_RACES
+void watch(const void* memory, int bytes, bool write);
+#else
+inline void watch(const void*, int, bool) {}
+#endif
 
 inline void yield() {
   swapcontext(&block->current->context, &block->scheduler);
@@ -107,6 +128,7 @@ inline void wait_for_warp() {
 // Shows `value`, at most 8 bytes, to the warp; `read(slots)` sees the values of all lanes.
 template <class T, class Read>
 auto exchange(T value, Read read) {
+  const Unwatched unwatched;
   static_assert(sizeof(T) <= 8, "");
   auto& slots = block->slots[warp()];
   uint64_t raw = 0;
@@ -158,6 +180,7 @@ inline void run_block(const std::function<void()>& body, dim3 index, dim3 grid, 
       running = true;
       b.current = &f;
       swapcontext(&b.scheduler, &f.context);
+      b.current = nullptr;
     }
   }
   block = before;
@@ -166,6 +189,8 @@ inline void run_block(const std::function<void()>& body, dim3 index, dim3 grid, 
 template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 grid, dim3 size, size_t shared, Args... args) {
   const std::function<void()> body = [&] { kernel(args...); };
+  ++launches;
+  races = 0;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) run_block(body, dim3(x, y, z), grid, size, shared);
@@ -184,10 +209,15 @@ inline void* shared_memory() {
 #define gridDim (emulation::block->grid_size)
 
 inline void __syncthreads() {
+  const emulation::Unwatched unwatched;
   emulation::wait_at(emulation::block->barrier, 0, int(emulation::block->fibers.size()));
+  ++emulation::block->current->block_barriers;
+  ++emulation::block->current->barriers;
 }
 inline void __syncwarp(unsigned = ~0u) {
+  const emulation::Unwatched unwatched;
   emulation::wait_for_warp();
+  ++emulation::block->current->barriers;
 }
 
 template <class T>

@@ -66,6 +66,7 @@ inline float element_at(const uint32_t* words, int k, Tf32) {
 // c += a b^T in float32.
 template <class T>
 void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const emulation::Unwatched unwatched;
   struct Shown {
     uint32_t a[16][8], b[8][8];
   };
@@ -86,6 +87,8 @@ struct FourWords {
 };
 
 inline void load_matrices(uint32_t (&out)[4], const void* row) {
+  const emulation::Unwatched unwatched;
+  emulation::watch(row, 16, false);
   const int g = emulation::lane() / 4, q = emulation::lane() % 4;
   const auto words = emulation::exchange(static_cast<const char*>(row), [&](auto of) {
     FourWords f;
@@ -95,6 +98,8 @@ inline void load_matrices(uint32_t (&out)[4], const void* row) {
   for (int j = 0; j < 4; ++j) out[j] = words.word[j];
 }
 inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+  const emulation::Unwatched unwatched;
+  emulation::watch(row, 16, false);
   const int g = emulation::lane() / 4, q = emulation::lane() % 4;
   const auto words = emulation::exchange(static_cast<const char*>(row), [&](auto of) {
     FourWords f;
@@ -117,6 +122,9 @@ void copy_async(void* to, const void* from, int valid) {
   if (reinterpret_cast<uintptr_t>(to) % BYTES || (valid && reinterpret_cast<uintptr_t>(from) % BYTES))
     abort();
   if (valid < 0 || valid > BYTES) abort();
+  const emulation::Unwatched unwatched;
+  emulation::watch(from, valid, false);
+  emulation::watch(to, BYTES, true);
   auto& open = emulation::block->current->open;
   if (valid) open.push_back({to, from, valid});
   if (valid < BYTES) open.push_back({static_cast<char*>(to) + valid, nullptr, BYTES - valid});
@@ -124,6 +132,7 @@ void copy_async(void* to, const void* from, int valid) {
 
 // Ends a group of copies of this thread.
 inline void commit_copies() {
+  const emulation::Unwatched unwatched;
   auto& fiber = *emulation::block->current;
   fiber.groups.push_back(std::move(fiber.open));
   fiber.open.clear();
@@ -133,10 +142,13 @@ inline void commit_copies() {
 // threads.
 template <int PENDING>
 void wait_for_copies() {
+  const emulation::Unwatched unwatched;
   auto& groups = emulation::block->current->groups;
   while (int(groups.size()) > PENDING) {
-    for (const auto& copy : groups.front())
+    for (const auto& copy : groups.front()) {
       copy.from ? memcpy(copy.to, copy.from, copy.bytes) : memset(copy.to, 0, copy.bytes);
+      emulation::watch(copy.to, copy.bytes, true);
+    }
     groups.erase(groups.begin());
   }
 }
