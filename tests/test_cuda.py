@@ -23,6 +23,42 @@ def in_the_place_of_tritons(kernels, monkeypatch):
     assert test_triton.BACKEND == "triton"
 
 
+def test_a_list_of_many_blocks(kernels):
+    """More than the blocks whose counts each block of `compact` adds up by itself."""
+    block, n_blocks, segments, pad = 32, 2100, 2, 64
+    q = block * n_blocks
+    state = torch.randint(4, (segments, q), dtype=torch.int8)
+    ints = torch.arange(2 * segments * q, dtype=torch.int32).view(2, segments, q)
+    words = torch.arange(segments * q).view(1, segments, q)
+    by_block = state.view(segments, n_blocks, block)
+    counts = torch.stack([(by_block == c).sum(2) for c in range(3)], 1).to(torch.int32)
+    capacity = q + 4 * pad
+    rows, bits = (
+        torch.empty(2, segments, capacity, dtype=torch.int32),
+        torch.empty(1, segments, capacity).long(),
+    )
+    limits = torch.empty(segments, 3, dtype=torch.int32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    given = [tensor.to(device) for tensor in (state, ints, words, counts, rows, bits, limits)]
+    kernels.compact[(n_blocks, segments)](
+        *given, q, n_blocks, capacity, INTS=2, WORDS=1, PAD=pad, BLOCK=block
+    )  # fmt: skip
+    rows, bits, limits = (tensor.cpu() for tensor in given[4:])
+    for segment in range(segments):
+        start = 0
+        for c in range(3):
+            (members,) = (state[segment] == c).nonzero(as_tuple=True)
+            end = start + -(-len(members) // pad) * pad
+            used, rest = slice(start, start + len(members)), slice(start + len(members), end)
+            assert torch.equal(rows[:, segment, used], ints[:, segment, members])
+            assert torch.equal(bits[:, segment, used], words[:, segment, members])
+            assert (rows[0, segment, rest] == -1).all()
+            assert not rows[1, segment, rest].any()
+            assert not bits[0, segment, rest].any()
+            assert limits[segment, c] == end
+            start = end
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_configuration(dtype, monkeypatch):
     """Those of the precision that is computed in: the kernels are compiled for no others."""

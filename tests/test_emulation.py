@@ -1,4 +1,4 @@
-"""The emulator of CUDA finds what is wrong in kernels without a barrier, and nothing in those that have it."""
+"""The emulator of CUDA finds what is wrong in kernels without a barrier, nothing in those that have it."""
 
 import ctypes
 

@@ -12,7 +12,9 @@
 #ifdef PCONV_EMULATE
 #define PCONV_SHARED(name) char* name = static_cast<char*>(emulation::shared_memory())
 inline int pconv_launched() {
-  return -emulation::races;
+  const int found = emulation::races;
+  emulation::races = 0;
+  return -found;
 }
 #else
 #define PCONV_LAUNCH(kernel, grid, size, shared, stream, ...) \

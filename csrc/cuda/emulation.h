@@ -71,7 +71,7 @@ struct Block {
 
 inline Block* block = nullptr;
 inline int64_t launches = 0;
-inline int races = 0;  // of the last launch
+inline int races = 0;  // since they were last told
 
 // The emulator's own accesses, which are no kernel's.
 class Unwatched {
@@ -190,7 +190,6 @@ template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 grid, dim3 size, size_t shared, Args... args) {
   const std::function<void()> body = [&] { kernel(args...); };
   ++launches;
-  races = 0;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) run_block(body, dim3(x, y, z), grid, size, shared);

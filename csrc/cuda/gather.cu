@@ -15,6 +15,9 @@ struct Tile {
   static constexpr int kWarps = BM * BN == 128 * 128 ? 8 : 4, kThreads = 32 * kWarps;
   static constexpr int kWarpsN = BN == 128 ? 4 : BN == 64 || (BM == 64 && BN == 32) ? 2 : 1;
   static constexpr int kM = BM / (kWarps / kWarpsN), kN = BN / kWarpsN;  // of a warp
+  // On a multiprocessor, as far as registers go. The larger tiles of the tensor cores fit twice and three
+  // times without spilling, which hides more of their latency.
+  static constexpr int kBlocks = std::is_same<P, float>::value || BM == 64 || BN < 64 ? 1 : BN == 64 ? 3 : 2;
   static constexpr int kItem = int(sizeof(P)), kOutRow = kN * kItem + 16;
 };
 
@@ -250,7 +253,7 @@ class Block {
 
 // out[pixel, :n_out] = unscale * ratio * (sum over sources and taps) + bias; 0 for dead pixels.
 template <class P, int BM, int BN, int ROW_BYTES>
-__global__ void __launch_bounds__(Tile<P, BM, BN>::kThreads, 1)
+__global__ void __launch_bounds__(Tile<P, BM, BN>::kThreads, Tile<P, BM, BN>::kBlocks)
     gather_matmul(const __grid_constant__ Problem p) {
   PCONV_SHARED(shared);
   Block<P, BM, BN, ROW_BYTES>(p, shared).run();
