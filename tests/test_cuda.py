@@ -25,7 +25,7 @@ def in_the_place_of_tritons(kernels, monkeypatch):
 
 def test_a_list_of_many_blocks(kernels):
     """More than the blocks whose counts each block of `compact` adds up by itself."""
-    block, n_blocks, segments, pad = 32, 2100, 2, 64
+    block, n_blocks, segments, pad = 64, 1100, 2, 64
     q = block * n_blocks
     state = torch.randint(4, (segments, q), dtype=torch.int8)
     ints = torch.arange(2 * segments * q, dtype=torch.int32).view(2, segments, q)
