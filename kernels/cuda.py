@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +65,37 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
             words = [*grid, *(1,) * (3 - len(grid))]
-            for value in (*arguments, *(constants[name] for name in self.constants)):
-                words += _words(value)
+            for value in arguments:
+                if isinstance(value, Tensor):
+                    words += (value.data_ptr(), ELEMENTS[value.dtype])
+                else:
+                    words.append(_bits(value) if isinstance(value, float) else value)
+            packed = array("q", words) + _constant_words(tuple(constants[name] for name in self.constants))
             device = next(value.device for value in arguments if isinstance(value, Tensor))
             stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-            error = self.function((ctypes.c_int64 * len(words))(*words), ctypes.c_void_p(stream))
+            error = self.function(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_void_p(stream))
             if error:
                 raise RuntimeError(f"CUDA kernel {self.name} was not launched: error {error}")
 
         return launch
 
 
-def _words(value: Any) -> Iterable[int]:
-    if isinstance(value, Tensor):
-        return value.data_ptr(), ELEMENTS[value.dtype]
-    if isinstance(value, tuple):
-        return len(value), *(
-            word for item in value for word in (item if isinstance(item, tuple) else (item,))
-        )
-    if isinstance(value, str):
-        return (_PRECISIONS[value],)
-    if isinstance(value, float):
-        return struct.unpack("q", struct.pack("d", value))
-    return (int(value),)
+def _bits(value: float) -> int:
+    bits: int = struct.unpack("q", struct.pack("d", value))[0]
+    return bits
+
+
+@lru_cache(maxsize=4096)  # a layer has about twenty launches
+def _constant_words(values: tuple[Any, ...]) -> array[int]:
+    words = array("q")
+    for value in values:
+        if isinstance(value, tuple):
+            words.append(len(value))
+            for item in value:
+                words.extend(item if isinstance(item, tuple) else (item,))
+        else:
+            words.append(_PRECISIONS[value] if isinstance(value, str) else value)
+    return words
 
 
 def load(library: Path) -> Kernels:
