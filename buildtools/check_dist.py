@@ -33,7 +33,8 @@ def check_wheel(path: Path) -> list[str]:
         if not any(name.endswith("/licenses/LICENSE") for name in info):
             problems.append("the wheel lacks the licence")
         modules = {re.sub("^kernels/", "pconv_ext/kernels/", name) for name in tree("kernels", "*.py")}
-        expected = tree("pconv_ext", "*.py") | modules | {"pconv_ext/py.typed", "pconv_ext/_C.abi3.so"}
+        expected = tree("pconv_ext", "*.py") | modules
+        expected |= {"pconv_ext/py.typed", "pconv_ext/dispatch.json", "pconv_ext/_C.abi3.so"}
         if cuda_build.find_nvcc():
             expected.add("pconv_ext/libpconv_cuda.so")
         problems += difference("the wheel", names - info, expected)
