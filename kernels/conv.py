@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, launch_gradients, lists, plan
+from . import few_inputs, launch, launch_gradients, lists, plan
 from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
@@ -102,6 +102,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """bias [C_out] (folded) or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
     taps = plan.forward_taps(p.parts, p.dilation)
+    if few_inputs.fits(x, mask, p):
+        packed = pack(weights, scales, p, taps, few_inputs.BLOCK_N, adjoint=False)
+        return few_inputs.forward(x, mask, packed, bias, p, taps)
     blocks = launch.gather_blocks(p.pixels, p.c_out, x)
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
     packed = pack(weights, scales, p, taps, blocks.n, adjoint=False)

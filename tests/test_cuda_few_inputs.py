@@ -1,0 +1,179 @@
+"""The CUDA kernel for few input channels (csrc/cuda/few_inputs.cu), in the emulator or on a GPU.
+
+tests/test_cuda.py runs it too, wherever an operator of test_triton.py has few channels.
+"""
+
+import emulated_cuda
+import pytest
+import torch
+from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, kernel, laid_out, mask_of, randn, rubbish
+from pconv_ext.kernels import cuda
+from tolerances import TF32, assert_close
+
+import pconv_ext
+from pconv_ext import _cuda, _triton, reference
+
+BACKEND = "triton"
+
+
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return self.kernel[grid]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    if torch.cuda.is_available():
+        return cuda.load(_cuda.LIBRARY)
+    return cuda.load(emulated_cuda.build(tmp_path_factory.mktemp("emulated")))
+
+
+@pytest.fixture(autouse=True)
+def few_inputs(kernels, monkeypatch):
+    counted = Counted(kernels.few_inputs)
+    monkeypatch.setattr(_triton, "_kernels", lambda: kernels._replace(few_inputs=counted))
+    return counted
+
+
+def features(shape, dtype, mask, *, layout="contiguous", mask_dtype=torch.bool, mask_layout="contiguous"):
+    """x with rubbish in its holes, and its mask."""
+    x = laid_out(randn(*shape, dtype=dtype, device=DEVICE_OF[BACKEND]), layout)
+    mask = mask_of(mask, x, mask_dtype)
+    mask = mask if mask is None else laid_out(mask, mask_layout)
+    return {"x": rubbish(x, holes_of(mask, x)), "mask": mask}
+
+
+def partial_conv2d(
+    shape, c_out, size, mask, *, stride=1, padding=0, bias=True, dtype=torch.float32, **options
+):
+    where = {"dtype": dtype, "device": DEVICE_OF[BACKEND]}
+    check(
+        "partial_conv2d",
+        **features(shape, dtype, mask, **options),
+        weight=kernel(c_out, shape[1], *size, **where),
+        bias=randn(c_out, **where) if bias else None,
+        stride=stride,
+        padding=padding,
+    )
+
+
+def msfef(shape, c_out, sizes, mask, *, stride=2, bias=True, dtype=torch.float32, **options):
+    where = {"dtype": dtype, "device": DEVICE_OF[BACKEND]}
+    check(
+        "msfef",
+        **features(shape, dtype, mask, **options),
+        weights=[kernel(c_out, shape[1], k, **where) for k in sizes],
+        biases=[randn(c_out, **where) for _ in sizes] if bias else None,
+        scales=randn(len(sizes), c_out, **where),
+        stride=stride,
+    )
+
+
+def wide(value):
+    if isinstance(value, list):
+        return [wide(v) for v in value]
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def check(operator, mask, **args):
+    """Compare the forward pass with the reference in float64."""
+    dtype = args["x"].dtype
+    out, new_mask = getattr(pconv_ext, operator)(mask=mask, **args, backend=BACKEND)
+    expected, expected_mask = getattr(reference, operator)(mask=mask, **{n: wide(v) for n, v in args.items()})
+    assert torch.equal(new_mask, expected_mask.to(new_mask.dtype))
+    assert (out[(expected_mask == 0).expand_as(out)] == 0).all()
+    if torch.backends.cudnn.allow_tf32 and dtype == torch.float32:
+        error = (out - expected).abs() / (expected.abs() + expected.square().mean().sqrt())
+        assert error.max() <= TF32.relative
+    else:
+        assert_close(out, expected, dtype, "out", BACKEND)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "tf32", torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("c_out", [3, 64, 72])
+def test_first_layer(dtype, c_out, few_inputs):
+    """Several tiles, whole and cut, for blocks that take several of them."""
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    dtype = torch.float32 if dtype == "tf32" else dtype
+    msfef((1, 3, 39, 37), c_out, (3, 5, 7), "blobs", dtype=dtype, bias=c_out != 3)
+    partial_conv2d((1, 3, 19, 37), c_out, (7, 7), "rectangle", dtype=dtype, stride=2, padding=3)
+    assert few_inputs.launches == 2
+
+
+@pytest.mark.parametrize("mask", PLANES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masks(mask, dtype, few_inputs):
+    msfef((2, 3, 21, 18), 10, (3, 5, 7), mask, dtype=dtype)
+    msfef((2, 2, 9, 11), 10, (1, 5), mask, dtype=dtype, stride=1)
+    partial_conv2d((2, 4, 11, 20), 10, (3, 3), mask, dtype=dtype, bias=False)
+    assert few_inputs.launches == 3
+
+
+@pytest.mark.parametrize("c_in", [1, 4, 5, 8])
+@pytest.mark.parametrize(
+    ("stride", "size"), [(1, (1, 1)), (2, (2, 4)), ((1, 2), (4, 3)), ((2, 1), (8, 4))], ids=str
+)
+def test_geometry(c_in, stride, size, few_inputs):
+    padding = (size[0] // 2, size[1])
+    partial_conv2d((2, c_in, 13, 18), 9, size, "random", stride=stride, padding=padding)
+    partial_conv2d((1, c_in, 9, 33), 20, size, "none", stride=stride, dtype=torch.float16)
+    assert few_inputs.launches == 2
+
+
+@pytest.mark.parametrize(("layout", "mask_dtype"), list(zip(LAYOUTS, MASK_DTYPES, strict=True)), ids=str)
+def test_layouts_and_mask_dtypes(layout, mask_dtype, few_inputs):
+    where = {"layout": layout, "mask_dtype": mask_dtype, "mask_layout": LAYOUTS[-1 - LAYOUTS.index(layout)]}
+    msfef((2, 3, 10, 19), 8, (3, 5, 7), "random", dtype=torch.bfloat16, **where)
+    partial_conv2d((2, 5, 10, 7), 4, (3, 3), "random", **where)
+    assert few_inputs.launches == 2
+
+
+def test_valid_values_that_are_not_finite_stay_in_their_windows(few_inputs):
+    """A row of taps is filled up with pixels right of the window."""
+    x = torch.zeros(1, 3, 9, 40, device=DEVICE_OF[BACKEND])
+    x[:, :, 4, 20] = float("inf")
+    for size in (3, 5, 7):
+        for dtype in (torch.float32, torch.bfloat16):
+            weight = torch.ones(4, 3, size, size, device=x.device, dtype=dtype)
+            out, _ = pconv_ext.partial_conv2d(x.to(dtype), None, weight, padding=size // 2, backend=BACKEND)
+            r = size // 2
+            near = torch.zeros_like(out, dtype=torch.bool)
+            near[:, :, max(4 - r, 0) : 5 + r, 20 - r : 21 + r] = True
+            assert torch.equal(~out.isfinite(), near)
+    assert few_inputs.launches == 6
+
+
+def test_every_run_is_the_same(few_inputs):
+    args = features((2, 3, 33, 40), torch.bfloat16, "blobs")
+    weight = kernel(64, 3, 7, dtype=torch.bfloat16, device=args["x"].device)
+    runs = [pconv_ext.partial_conv2d(**args, weight=weight, padding=3, backend=BACKEND)[0] for _ in range(2)]
+    assert torch.equal(*runs)
+    assert few_inputs.launches == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "case"),
+    [
+        ("channels", {"shape": (1, 9, 9, 8), "size": (3, 3)}),
+        ("stride", {"shape": (1, 3, 9, 8), "size": (3, 3), "stride": 3}),
+        ("height", {"shape": (1, 3, 9, 8), "size": (9, 3)}),
+        ("a row of 256 bytes", {"shape": (1, 5, 9, 8), "size": (3, 5)}),
+    ],
+    ids=str,
+)
+def test_what_it_leaves_to_the_general_kernels(change, case, few_inputs):
+    partial_conv2d(c_out=4, mask="random", **case)
+    assert few_inputs.launches == 0
+
+
+def test_dilation_is_left_to_the_general_kernels(few_inputs):
+    args = features((1, 3, 12, 12), torch.float32, "random")
+    weight = kernel(4, 3, 3, dtype=torch.float32, device=args["x"].device)
+    check("partial_conv2d", **args, weight=weight, dilation=2)
+    assert few_inputs.launches == 0
