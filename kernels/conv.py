@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, launch_gradients, lists, plan
+from . import few_outputs, launch, launch_gradients, lists, plan
 from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
@@ -101,6 +101,13 @@ def forward(
     p: Problem,
 ) -> tuple[Tensor, Tensor]:
     """bias [C_out] (folded) or None, scales [branches, C_out] or None (all one). Returns out, new_mask."""
+    last = p.parts[-1]
+    if (
+        len(weights) == 1
+        and scales is None
+        and few_outputs.fits(p.c_out, last.kh, last.kw, p.stride, p.dilation)
+    ):
+        return few_outputs.forward([few_outputs.Map(x, mask)], x, weights[0], bias, (p.ho, p.wo), p.padding)
     taps = plan.forward_taps(p.parts, p.dilation)
     blocks = launch.gather_blocks(p.pixels, p.c_out, x)
     window, row, new_mask = windows(p, mask, x, taps, blocks.m)
