@@ -24,7 +24,9 @@ class Kernels(NamedTuple):
     scale_gradient: Any
     tap_matmul: Any
     finish: Any
-    few_inputs: Any = None  # CUDA's alone
+    # CUDA's alone:
+    few_inputs: Any = None
+    few_outputs: Any = None
 
 
 _current: ContextVar[Kernels] = ContextVar("kernels")

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import emulated_cuda
 import pytest
 import torch
 import triton_interpreter
@@ -51,6 +52,18 @@ def pytest_sessionstart(session):
     available, reason = pconv_ext.backends()["cpu"]
     if not available:
         pytest.exit(f"the tests need the compiled backend: {reason}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory):
+    """The CUDA kernels: on a GPU those of the package, without one those of the emulator."""
+    from pconv_ext.kernels import cuda
+
+    from pconv_ext import _cuda
+
+    if torch.cuda.is_available():
+        return cuda.load(_cuda.LIBRARY)
+    return cuda.load(emulated_cuda.build(tmp_path_factory.mktemp("emulated")))
 
 
 @pytest.fixture(autouse=True)

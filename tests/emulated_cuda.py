@@ -13,6 +13,17 @@ FLAGS = [
 ]
 
 
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return self.kernel[grid]
+
+
 def build(folder, files=None):
     """Compile `files`, all of the package's by default, into `folder`; return the library."""
     files = sorted(SOURCES.glob("*.cu")) if files is None else files

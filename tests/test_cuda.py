@@ -1,29 +1,21 @@
 """The tests of the Triton kernels with the CUDA kernels in their place, in the emulator or on a GPU."""
 
-import emulated_cuda
 import pytest
 import test_triton
 import torch
-from pconv_ext.kernels import cuda, launch, tuning
+from pconv_ext.kernels import launch, tuning
 from test_triton import *  # noqa: F403  (the tests, and the fixture that they are available)
 
 from pconv_ext import _cuda, _triton
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    if torch.cuda.is_available():
-        return cuda.load(_cuda.LIBRARY)
-    return cuda.load(emulated_cuda.build(tmp_path_factory.mktemp("emulated")))
-
-
 @pytest.fixture(autouse=True)
-def in_the_place_of_tritons(kernels, monkeypatch):
-    monkeypatch.setattr(_triton, "_kernels", lambda: kernels)
+def in_the_place_of_tritons(cuda_kernels, monkeypatch):
+    monkeypatch.setattr(_triton, "_kernels", lambda: cuda_kernels)
     assert test_triton.BACKEND == "triton"
 
 
-def test_a_list_of_many_blocks(kernels):
+def test_a_list_of_many_blocks(cuda_kernels):
     """More than the blocks whose counts each block of `compact` adds up by itself."""
     block, n_blocks, segments, pad = 64, 1100, 2, 64
     q = block * n_blocks
@@ -40,7 +32,7 @@ def test_a_list_of_many_blocks(kernels):
     limits = torch.empty(segments, 3, dtype=torch.int32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = [tensor.to(device) for tensor in (state, ints, words, counts, rows, bits, limits)]
-    kernels.compact[(n_blocks, segments)](
+    cuda_kernels.compact[(n_blocks, segments)](
         *given, q, n_blocks, capacity, INTS=2, WORDS=1, PAD=pad, BLOCK=block
     )  # fmt: skip
     rows, bits, limits = (tensor.cpu() for tensor in given[4:])
