@@ -5,4 +5,5 @@ How the parts follow each other in one call: masks become row lists (rows.py), w
 (gradients.py), the matrix kernel runs once more over the input pixels, another over the weights (wgrad.py),
 whose sums weights.py finishes. plan.py has the geometry, tuning.py the block sizes; launch.py launches the
 matrix kernel, lists.py the row lists, launch_gradients.py what is backward alone.
+few_inputs_gradients.py is CUDA's shorter way to the sums that weights.py finishes where channels are few.
 """
