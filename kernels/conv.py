@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import few_inputs, few_outputs, launch, launch_gradients, lists, plan
+from . import few_inputs, few_inputs_gradients, few_outputs, launch, launch_gradients, lists, plan
 from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
@@ -140,6 +140,10 @@ def backward(
     needs_weights: bool,
 ) -> Gradients:
     """Gradients of `forward`; those of bias and scales follow from sums and products."""
+    if needs_weights and not needs_x and few_inputs_gradients.fits(x, mask, p):
+        partial, sums = few_inputs_gradients.partials(grad_out, x, mask, p)
+        grads, products = finish(partial, weights, scales, p)
+        return Gradients(None, grads, sums, products)
     taps = plan.forward_taps(p.parts, p.dilation)
     wide = launch_gradients.MAX_BLOCK_DEPTH
     window, row, _ = windows(p, mask, x, taps, wide)
@@ -151,17 +155,26 @@ def backward(
     if not needs_weights:
         return Gradients(grad_x, None, grad.sums, None)
     partial = launch_gradients.weight_partials(row, features(x), 0, 0, grad, taps, p.parts, shared=True)
+    grads, products = finish(partial, weights, scales, p)
+    return Gradients(grad_x, grads, grad.sums, products)
+
+
+def finish(
+    partial: launch_gradients.Partial, weights: list[Tensor], scales: Tensor | None, p: Problem
+) -> tuple[list[Tensor], Tensor | None]:
+    """Gradients of all weights, and the products."""
     grads = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
     products = None
     if scales is not None:
         blocks_f = launch_gradients.finish_blocks(p.c_in, p.parts[-1])
-        products = torch.zeros((len(p.parts), blocks_f, p.c_out), dtype=torch.float32, device=x.device)
+        shape = (len(p.parts), blocks_f, p.c_out)
+        products = torch.zeros(shape, dtype=torch.float32, device=partial.data.device)
     for b, part in enumerate(p.parts):
         launch_gradients.finish(
             partial, b, part, p.parts[-1].kw, weights[part.row].contiguous(), grads[part.row], p.c_in, p.c_in,
             scales, products,
         )  # fmt: skip
-    return Gradients(grad_x, grads, grad.sums, None if products is None else products.sum(1))
+    return grads, None if products is None else products.sum(1)
 
 
 def adjoint(

@@ -27,6 +27,7 @@ class Kernels(NamedTuple):
     # CUDA's alone:
     few_inputs: Any = None
     few_outputs: Any = None
+    few_inputs_gradients: Any = None
 
 
 _current: ContextVar[Kernels] = ContextVar("kernels")

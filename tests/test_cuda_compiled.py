@@ -34,7 +34,7 @@ def test_no_spills(kernels):
 
 def test_tensor_cores(kernels):
     """In every matrix kernel but that of float32 without tf32, and copies in flight beside them."""
-    names = ("_matmul<", "few_inputs<")
+    names = ("_matmul<", "few_inputs<", "few_inputs_gradients<")
     matrix = [kernel for kernel in kernels if any(name in kernel["kernel"] for name in names)]
     assert len(matrix) > 100
     assert all(any(name in kernel["kernel"] for kernel in matrix) for name in names)

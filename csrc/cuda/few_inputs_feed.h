@@ -90,11 +90,10 @@ struct Channels {
 // Loads the input below a tile, whose first pixel is (y0, x0) of image n: zeros outside and in holes. Its
 // pixels are numbered row by row, and bit i % 32 of word i / 32 says whether pixel i is valid: so no lane is
 // idle, and nothing waits for the mask before features are read. Holes are read with the rest, and not used.
-template <class P, class T>
+template <class P, class T, int kBatch>
 __device__ void load_input(const Problem& p, char* shared, int n, int y0, int x0) {
   using Bits = typename Channels<P>::Bits;
   using Four = typename Channels<P>::Value;
-  constexpr int kBatch = sizeof(P) == 4 ? 4 : 6;  // pixels of a thread whose loads are in flight together
   const int pixels = p.at.rows * p.columns, lane = int(threadIdx.x) % 32, step = int(blockDim.x);
   uint32_t* words = reinterpret_cast<uint32_t*>(shared + p.at.words);
   const T* mask = static_cast<const T*>(p.mask.data) + n * p.mask.n + y0 * p.mask.h + x0 * p.mask.w;
@@ -132,12 +131,12 @@ __device__ void load_input(const Problem& p, char* shared, int n, int y0, int x0
       }
     }
 }
-template <class P>
+template <class P, int kBatch = sizeof(P) == 4 ? 4 : 6>
 __device__ void load_input(const Problem& p, char* shared, int n, int y, int x) {
-  if (!p.mask.data || p.mask.bytes == 1) return load_input<P, uint8_t>(p, shared, n, y, x);
-  if (p.mask.bytes == 2) return load_input<P, uint16_t>(p, shared, n, y, x);
-  if (p.mask.bytes == 4) return load_input<P, uint32_t>(p, shared, n, y, x);
-  load_input<P, uint64_t>(p, shared, n, y, x);
+  if (!p.mask.data || p.mask.bytes == 1) return load_input<P, uint8_t, kBatch>(p, shared, n, y, x);
+  if (p.mask.bytes == 2) return load_input<P, uint16_t, kBatch>(p, shared, n, y, x);
+  if (p.mask.bytes == 4) return load_input<P, uint32_t, kBatch>(p, shared, n, y, x);
+  load_input<P, uint64_t, kBatch>(p, shared, n, y, x);
 }
 
 // Valid entries of a high x wide window (wide <= 8), the first of them pixel `first` of the input.
