@@ -24,6 +24,7 @@ class Kernels(NamedTuple):
     scale_gradient: Any
     tap_matmul: Any
     finish: Any
+    few_outputs_gradients: Any = None  # Triton has none
 
 
 _current: ContextVar[Kernels] = ContextVar("kernels")
@@ -49,4 +50,5 @@ def triton() -> Kernels:
     from . import gather, gradients, rows, weights, wgrad
 
     modules = (gather, gradients, rows, weights, wgrad)
-    return Kernels(*(next(getattr(m, name) for m in modules if hasattr(m, name)) for name in Kernels._fields))
+    names = [name for name in Kernels._fields if name not in Kernels._field_defaults]
+    return Kernels(*(next(getattr(m, name) for m in modules if hasattr(m, name)) for name in names))
