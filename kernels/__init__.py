@@ -4,6 +4,7 @@ How the parts follow each other in one call: masks become row lists (rows.py), w
 (weights.py), a matrix kernel gathers and multiplies (gather.py); backward, the incoming gradient is scaled
 (gradients.py), the matrix kernel runs once more over the input pixels, another over the weights (wgrad.py),
 whose sums weights.py finishes. plan.py has the geometry, tuning.py the block sizes; launch.py launches the
-matrix kernel, lists.py the row lists, launch_gradients.py what is backward alone. few_inputs.py, few_outputs.py
-and few_inputs_gradients.py are shorter ways that CUDA has where there are few channels.
+matrix kernel, lists.py the row lists, launch_gradients.py what is backward alone. few_inputs.py,
+few_outputs.py, few_inputs_gradients.py and few_outputs_gradients.py are shorter ways that CUDA has where
+channels are few.
 """

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import few_inputs, few_inputs_gradients, few_outputs, launch, launch_gradients, lists, plan
+from . import (
+    few_inputs,
+    few_inputs_gradients,
+    few_outputs,
+    few_outputs_gradients,
+    launch,
+    launch_gradients,
+    lists,
+    plan,
+)
 from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
@@ -140,6 +149,9 @@ def backward(
     needs_weights: bool,
 ) -> Gradients:
     """Gradients of `forward`; those of bias and scales follow from sums and products."""
+    last = p.parts[-1]
+    if scales is None and few_outputs_gradients.fits(p.c_out, last.kh, last.kw, p.stride, p.dilation):
+        return few_outputs_backward(grad_out, x, mask, weights[0], p, needs_x, needs_weights)
     if needs_weights and not needs_x and few_inputs_gradients.fits(x, mask, p):
         partial, sums = few_inputs_gradients.partials(grad_out, x, mask, p)
         grads, products = finish(partial, weights, scales, p)
@@ -175,6 +187,29 @@ def finish(
             scales, products,
         )  # fmt: skip
     return grads, None if products is None else products.sum(1)
+
+
+def few_outputs_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    p: Problem,
+    needs_x: bool,
+    needs_weights: bool,
+) -> Gradients:
+    """`backward` of one kernel with few output channels, in one launch."""
+    weight = weight.contiguous()
+    share = few_outputs_gradients.backward(
+        grad_out, [few_outputs.Map(x, mask)], 0, weight, p.padding,
+        needs_x=needs_x, needs_weights=needs_weights,
+    )  # fmt: skip
+    if share.weights is None:
+        return Gradients(share.x, None, share.sums, None)
+    grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    part = p.parts[0]
+    launch_gradients.finish(share.weights, 0, part, part.kw, weight, grad, p.c_in, p.c_in)
+    return Gradients(share.x, [grad], share.sums, None)
 
 
 def adjoint(

@@ -114,7 +114,7 @@ def partials(grad_out: Tensor, x: Tensor, mask: Tensor | None, p: Problem) -> tu
     both = sections(p.parts, cp)
     tiles = p.n * -(-p.ho // _TILE_ROWS) * -(-p.wo // _TILE_COLUMNS)
     wide = -(-p.c_out // _WIDE)
-    room = 2 * _processors(x.device)  # for blocks that run at the same time
+    room = 2 * launch.processors(x.device)  # for blocks that run at the same time
     parts = [
         max(1, min(tiles, room // (len(section.groups) * wide))) if section.groups else 0 for section in both
     ]
@@ -149,11 +149,3 @@ def partials(grad_out: Tensor, x: Tensor, mask: Tensor | None, p: Problem) -> tu
         unscale,
     )
     return partial, total[: p.c_out]
-
-
-def _processors(device: torch.device) -> int:
-    """Multiprocessors; few in the emulator."""
-    if device.type != "cuda":
-        return 2
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count

@@ -28,6 +28,7 @@ class Kernels(NamedTuple):
     few_inputs: Any = None
     few_outputs: Any = None
     few_inputs_gradients: Any = None
+    few_outputs_gradients: Any = None
 
 
 _current: ContextVar[Kernels] = ContextVar("kernels")

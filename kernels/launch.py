@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,15 @@ def capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 90
     return 90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors; few in the emulator, so that blocks there have several tiles."""
+    if device.type != "cuda":
+        return 2
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def empty_features(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import conv, few_outputs, launch, launch_gradients, lists, plan
+from . import conv, few_outputs, few_outputs_gradients, launch, launch_gradients, lists, plan
 from .kernel_set import current
 from .launch import Source
 from .lists import Entries, Plane, RowList, Windows, empty_mask
@@ -166,6 +166,9 @@ def backward(
     """Gradients of `forward`."""
     p = problem(x_low, skip, weight)
     weight = weight.contiguous()
+    if few_outputs_gradients.fits(p.c_out, p.k, p.k, [1, 1], [1, 1]):
+        maps = [few_outputs.Map(x_low, mask_low), few_outputs.Map(skip, mask_skip)]
+        return few_outputs_backward(grad_out, maps, weight, p, (needs_low, needs_skip), needs_weight)
     window, row, _ = windows(p, mask_low, mask_skip, skip, launch_gradients.MAX_BLOCK_DEPTH)
     grad = launch_gradients.scale_gradient(
         grad_out, window, p.largest_ratio, for_features=needs_low or needs_skip, for_weights=needs_weight
@@ -197,6 +200,37 @@ def backward(
         )
         launch_gradients.finish(share, 0, whole, p.k, weight, grad_weight[:, p.c_low :], p.c_skip, stride_out)
     return Gradients(grad_low, grad_skip, grad_weight, grad.sums)
+
+
+def few_outputs_backward(
+    grad_out: Tensor,
+    sources: list[few_outputs.Map],
+    weight: Tensor,
+    p: Problem,
+    needs: tuple[bool, bool],
+    needs_weight: bool,
+) -> Gradients:
+    """`backward` with few output channels, one launch for each source."""
+    grad_weight = torch.empty_like(weight) if needs_weight else None
+    part = p.skip().parts[0]
+    grads: list[Tensor | None] = [None, None]
+    sums = None
+    for i, first in enumerate((0, p.c_low)):
+        if sums is not None and not (needs[i] or needs_weight):
+            continue
+        share = few_outputs_gradients.backward(
+            grad_out, sources, i, weight[:, first:], (p.k // 2, p.k // 2),
+            needs_x=needs[i], needs_weights=needs_weight,
+        )  # fmt: skip
+        grads[i] = share.x
+        sums = share.sums if sums is None else sums
+        if grad_weight is not None and share.weights is not None:
+            launch_gradients.finish(
+                share.weights, 0, part, p.k, weight[:, first:], grad_weight[:, first:],
+                sources[i].x.shape[1], p.c_low + p.c_skip,
+            )  # fmt: skip
+    assert sums is not None
+    return Gradients(grads[0], grads[1], grad_weight, sums)
 
 
 def low_adjoint(
