@@ -8,7 +8,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 RACES = Path(__file__).with_name("emulated_races.cpp")
 # -fsanitize=thread puts the calls into the code that emulated_races.cpp defines.
 FLAGS = [
-    *("-x", "c++", "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}"),
+    *("-x", "c++", "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}"),
     *("-DPCONV_EMULATE", "-DPCONV_RACES", "-fsanitize=thread", "-fno-threadsafe-statics"),
 ]
 
