@@ -5,7 +5,6 @@
 
 #include "entries.h"
 #include "matrix.h"
-#include "tile.h"
 
 namespace pconv::few {
 

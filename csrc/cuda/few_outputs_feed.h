@@ -17,8 +17,9 @@ __device__ inline int least(int a, int b) {
   return a < b ? a : b;
 }
 
-// load_validity of tile.h, of rows `first`, `first` + `step` (4 or 8), ... of the region: the loads of all of
-// them are under way together, since none depends on a branch.
+// Validity of the source's rows `first`, `first` + `step` (4 or 8), ... of the region, a word each: bit i of
+// words[r] says whether pixel (r, i), at the output's resolution, lies in the image and is no hole. The loads
+// of all rows are under way together, since none depends on a branch.
 template <class T>
 __device__ __forceinline__ void load_rows(uint64_t* words, const Source& s, const Problem& p, Corner corner,
                                           int first, int step) {
@@ -44,6 +45,14 @@ __device__ __forceinline__ void load_rows(uint64_t* words, const Source& s, cons
     const uint32_t bits = __ballot_sync(~0u, valid[i] && (!masked || T(seen[i] & T(s.mask.keep))));
     if (lane == 0 && row < rows) words[row] = bits;
   }
+}
+
+// Valid entries of the high x wide window whose first is bit x of words[y].
+__device__ inline int count_window(const uint64_t* words, int y, int x, int high, int wide) {
+  const uint64_t columns = ((uint64_t(1) << wide) - 1) << x;
+  int count = 0;
+  for (int i = 0; i < high; ++i) count += popcount(words[y + i] & columns);
+  return count;
 }
 
 template <class E, int BYTES>

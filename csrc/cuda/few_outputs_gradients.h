@@ -4,7 +4,6 @@
 
 #include "entries.h"
 #include "matrix.h"
-#include "tile.h"
 
 namespace pconv::few_gradients {
 
@@ -242,9 +241,9 @@ class Feed {
   __device__ int first_row(Corner at) const { return (at.y << p_.up) + p_.top - p_.kh + 1; }
   __device__ int first_column(Corner at) const { return (at.x << p_.up) + p_.left - p_.kw + 1; }
 
-  // load_validity of tile.h, of rows `first`, `first` + `step`, ...: each thread's loads are all under way
-  // together, since none depends on a branch. Of the columns after the 32nd, a warp takes four rows at a
-  // time.
+  // Validity of the layer's rows `first`, `first` + `step`, ... of the region, a word each, bit i for column
+  // i. Each thread's loads are all under way together, since none depends on a branch. Of the columns after
+  // the 32nd, a warp takes four rows at a time.
   template <class T>
   __device__ __forceinline__ void load_rows(uint64_t* words, const Layer& layer, Corner at, int first,
                                             int step) const {
@@ -280,7 +279,7 @@ class Feed {
     }
   }
 
-  // count_window of tile.h, of a window of at most 32 entries: one count instead of one for each row.
+  // Valid entries of the window whose first is bit `column` of words[0]: at most 32, so counted together.
   __device__ int count_valid(const uint64_t* words, int column) const {
     uint32_t bits = 0;
     const uint32_t row = (1u << p_.kw) - 1;
