@@ -22,20 +22,24 @@ def find_nvcc() -> str | None:
 def architecture_flags(architectures: str) -> list[str]:
     """nvcc's flags for a TORCH_CUDA_ARCH_LIST such as "8.0+PTX;9.0a".
 
+    Architectures older than 8.0, for which there are no kernels, are left out.
+
     Raises:
-        ValueError: an architecture is none, or older than 8.0.
+        ValueError: an architecture is none, or all of them are older.
     """
     flags = []
     for one in filter(None, re.split(r"[;\s]+", architectures)):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", one)
-        if not match or int(match[1]) < 8:
-            raise ValueError(
-                f"TORCH_CUDA_ARCH_LIST must have numbers of at least 8.0, such as 8.0+PTX;9.0a, got {one}"
-            )
+        if not match:
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST must have numbers such as 8.0+PTX;9.0a, got {one!r}")
+        if int(match[1]) < 8:
+            continue
         number = f"{match[1]}{match[2]}{match[3]}"
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if match[4]:
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    if not flags:
+        raise ValueError(f"TORCH_CUDA_ARCH_LIST must have a number of at least 8.0, got {architectures!r}")
     return flags
 
 
@@ -45,7 +49,9 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
     Raises:
         RuntimeError: nvcc fails; what it printed.
     """
-    architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES)
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+    architectures = architecture_flags(asked)
+    told = f'-DPCONV_ARCHITECTURES="{asked}"'
     scratch.mkdir(parents=True, exist_ok=True)
     files = sorted(sources.glob("*.cu"))
     objects = [scratch / f"{file.stem}.o" for file in files]
@@ -54,7 +60,7 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
     newest = max(file.stat().st_mtime for file in (*sources.iterdir(), *sources.parent.glob("*.h")))
 
     def compile_one(file: Path, made: Path) -> None:
-        command = [nvcc, *FLAGS, *architectures, "-c", str(file), "-o", str(made)]
+        command = [nvcc, *FLAGS, *architectures, told, "-c", str(file), "-o", str(made)]
         # pip builds a checkout in place, so an installation soon after another finds its objects.
         how = made.with_suffix(".command")
         same = made.is_file() and how.is_file() and how.read_text() == " ".join(command)

@@ -65,8 +65,9 @@ _PRECISIONS = {"tf32": 0, "ieee": 1}
 class Kernel:
     """Called as Triton's are, ``kernel[grid](*arguments, **constants)``; compiler options are unused."""
 
-    def __init__(self, function: Any, name: str) -> None:
-        self.function, self.name, self.constants = function, name, CONSTANTS[name].split()
+    def __init__(self, library: Any, name: str) -> None:
+        self.library, self.name, self.constants = library, name, CONSTANTS[name].split()
+        self.function = getattr(library, f"pconv_{name}")
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
@@ -81,7 +82,7 @@ class Kernel:
             stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
             error = self.function(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_void_p(stream))
             if error:
-                raise RuntimeError(f"CUDA kernel {self.name} was not launched: error {error}")
+                raise RuntimeError(f"CUDA kernel {self.name} was not launched: {_text(self.library, error)}")
 
         return launch
 
@@ -106,5 +107,17 @@ def _constant_words(values: tuple[Any, ...]) -> array[int]:
 
 def load(library: Path) -> Kernels:
     """The kernels in a shared library."""
-    functions = ctypes.CDLL(str(library))
-    return Kernels(*(Kernel(getattr(functions, f"pconv_{name}"), name) for name in Kernels._fields))
+    opened = ctypes.CDLL(str(library))
+    return Kernels(*(Kernel(opened, name) for name in Kernels._fields))
+
+
+def build_of(library: Path) -> tuple[str, int, int]:
+    """What it was built for and with, and what the driver knows: architectures, versions of CUDA."""
+    opened = ctypes.CDLL(str(library))
+    opened.pconv_architectures.restype = ctypes.c_char_p
+    return opened.pconv_architectures().decode(), opened.pconv_toolkit(), opened.pconv_driver()
+
+
+def _text(library: Any, error: int) -> str:
+    library.pconv_error.restype = ctypes.c_char_p
+    return f"error {error}, {library.pconv_error(error).decode()}"

@@ -63,7 +63,8 @@ def backward(
     tiles = n * -(-h // (rows * WARPS)) * -(-w // TILE)
     parts = max(1, min(tiles, (3 if few else 2) * launch.processors(x.device)))
     size = kh * kw * c * MOST_OUTPUTS if needs_weights else 0
-    partial = torch.empty((parts, size + MOST_OUTPUTS), dtype=torch.float32, device=x.device)
+    # Zeros, because the kernel leaves columns out where there are fewer outputs than fit.
+    partial = torch.zeros((parts, size + MOST_OUTPUTS), dtype=torch.float32, device=x.device)
     grad_x = launch.empty_features(tuple(x.shape), sources[index].x) if needs_x else None
     counted = [source.x.shape[1] for source in sources] if len(sources) > 1 else [1]
     window = sum(counted) * kh * kw

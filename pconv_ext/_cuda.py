@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from . import _gpu
 
@@ -19,17 +22,61 @@ REASON = "" if LIBRARY.is_file() else f"{LIBRARY} is not there, since pconv_ext 
 
 def reason() -> str:
     """Why the backend is not available here, in one line; "" if it is."""
-    return REASON or _gpu.reason()
+    missing = REASON or _gpu.reason()
+    if missing:
+        return missing
+    reasons = [_device_refusal(i) for i in range(torch.cuda.device_count())]
+    return "" if "" in reasons else reasons[0]
 
 
 def refusal(op: str, args: tuple[Any, ...]) -> str:
-    """Why the kernels cannot compute ``op(*args)``: as `_gpu.refusal`, and tables of fixed sizes."""
+    """Why the kernels cannot compute ``op(*args)``: as `_gpu.refusal`, and what only these cannot."""
     if op == "msfef" and len(args[2]) > _MAX_KERNELS:
         return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(args[2])}"
     strides = args[5] if op == "msfef" else args[4] if op == "partial_conv2d" else [1]
     if max(strides) > _MAX_STRIDE:
         return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(strides)}"
-    return _gpu.refusal(op, args)
+    return _gpu.refusal(op, args) or (_device_refusal(args[0].device.index) if args[0].is_cuda else "")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _device_refusal(index: int) -> str:
+    return _gpu.device_refusal(index) or unsupported(*_build(), torch.cuda.get_device_capability(index))
+
+
+@lru_cache(maxsize=1)
+def _build() -> tuple[str, int, int]:
+    from .kernels import cuda
+
+    return cuda.build_of(LIBRARY)
+
+
+def unsupported(architectures: str, toolkit: int, driver: int, capability: tuple[int, int]) -> str:
+    """Why code built for `architectures`, as in TORCH_CUDA_ARCH_LIST, does not run on a GPU; "" if it does.
+
+    Versions of CUDA are 13000 for 13.0: the toolkit it was built with, the newest that the driver knows.
+    """
+    if driver // 1000 < toolkit // 1000:
+        return (
+            f"the kernels were built with CUDA {_version(toolkit)}, this driver knows CUDA "
+            f"{_version(driver)} at most: update it, or build with an older toolkit"
+        )
+    for major, minor, kind, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        number = int(major), int(minor)
+        same = number == capability
+        if same or (kind != "a" and number[0] == capability[0] and number <= capability):
+            return ""
+        if ptx and not kind and number <= capability and driver >= toolkit:
+            return ""
+    return (
+        f"the kernels were built for {architectures} with CUDA {_version(toolkit)}, this GPU has "
+        f"{capability[0]}.{capability[1]} and its driver knows CUDA {_version(driver)}: build for it, see "
+        "TORCH_CUDA_ARCH_LIST"
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 @lru_cache(maxsize=1)

@@ -69,7 +69,7 @@ def _check_size(backend: str, op: str, args: tuple[Any, ...]) -> None:
             f"{op}: backend {backend!r} counts at most 2^28 pixels, x {list(x.shape)} has more; "
             "split the batch"
         )
-    channels = max(channels, args[0].shape[1], weights[0].shape[0], 8)
+    channels = -(-max(channels, args[0].shape[1], weights[0].shape[0]) // 8) * 8  # copies are filled up
     if max(weight.shape[2] for weight in weights) * dilation * width * channels >= _MAX_WINDOW:
         raise ValueError(
             f"{op}: backend {backend!r} takes windows that span less than 2^31 elements, those of x "

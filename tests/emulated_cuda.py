@@ -9,7 +9,13 @@ RACES = Path(__file__).with_name("emulated_races.cpp")
 # -fsanitize=thread puts the calls into the code that emulated_races.cpp defines.
 FLAGS = [
     *("-x", "c++", "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}"),
-    *("-DPCONV_EMULATE", "-DPCONV_RACES", "-fsanitize=thread", "-fno-threadsafe-statics"),
+    *(
+        "-DPCONV_EMULATE",
+        '-DPCONV_ARCHITECTURES="none"',
+        "-DPCONV_RACES",
+        "-fsanitize=thread",
+        "-fno-threadsafe-statics",
+    ),
 ]
 
 

@@ -131,6 +131,11 @@ void watch(const void* memory, int bytes, bool write) {
 
 }  // namespace emulation
 
+// Shared memory of a block: tile sizes follow from it.
+extern "C" __attribute__((visibility("default"))) void pconv_emulate_shared(int bytes) {
+  emulation::most_shared = bytes;
+}
+
 #define HOOK(name, bytes, write)                                                  \
   extern "C" void __tsan_##name(void* memory) {                                   \
     emulation::access_in_code(memory, bytes, write, __builtin_return_address(0)); \

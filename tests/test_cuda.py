@@ -61,6 +61,43 @@ def test_every_configuration(dtype, monkeypatch):
     test_triton.test_every_configuration(dtype, monkeypatch)
 
 
+def test_where_a_build_runs():
+    def runs(architectures, capability, toolkit=13000, driver=13000):
+        return _cuda.unsupported(architectures, toolkit, driver, capability) == ""
+
+    default = "8.0+PTX;9.0a"
+    assert all(runs(default, capability) for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+    assert not runs("9.0a", (8, 0))
+    assert not runs("9.0a", (10, 0))
+    assert not runs("8.6", (8, 0))
+    assert runs("8.6", (8, 9))
+    assert runs("10.0f 8.0", (10, 3))
+    assert not runs("10.0a 8.0", (10, 3))
+    assert not runs("9.0a+PTX", (10, 0)), "code of one generation alone"
+    assert runs(default, (9, 0), toolkit=13010), "a driver of the same major version is enough"
+    assert not runs(default, (10, 0), toolkit=13010), "but not to compile what a newer toolkit wrote"
+    assert not runs(default, (9, 0), driver=12080)
+    told = _cuda.unsupported(default, 13000, 12080, (9, 0))
+    assert "built with CUDA 13.0, this driver knows CUDA 12.8" in told
+    assert "built for 9.0a with CUDA 13.0, this GPU has 8.0" in _cuda.unsupported(
+        "9.0a", 13000, 13000, (8, 0)
+    )
+
+
+def test_what_the_library_was_built_for():
+    if _cuda.REASON:
+        assert "built without nvcc" in _cuda.REASON
+        return
+    architectures, toolkit, _ = _cuda._build()
+    assert _cuda.unsupported(architectures, toolkit, toolkit, (9, 0)) == ""
+
+
+def test_a_launch_that_fails_says_why(cuda_kernels):
+    first = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(RuntimeError, match=r"kernel compact was not launched: error 1, \w+"):
+        cuda_kernels.compact[(1, 1)](*[first] * 7, 0, 1, 0, INTS=99, WORDS=1, PAD=1, BLOCK=32)
+
+
 def test_refusals():
     weight = torch.zeros(2, 3, 1, 1)
     x = torch.zeros(1, 3, 4, 4)

@@ -77,9 +77,13 @@ def check(operator, mask, **args):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, "tf32", torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("c_out", [3, 64, 72])
-def test_first_layer(dtype, c_out, few_inputs):
-    """Several tiles, whole and cut, for blocks that take several of them."""
+@pytest.mark.parametrize(("c_out", "shared"), [(3, 99), (64, 99), (64, 163), (64, 227), (72, 99)])
+def test_first_layer(dtype, c_out, shared, few_inputs, request):
+    """Several tiles, whole and cut, for blocks that take several; `shared` KiB of memory for a block."""
+    if not torch.cuda.is_available():
+        limit = few_inputs.kernel.library.pconv_emulate_shared
+        limit(shared << 10)
+        request.addfinalizer(lambda: limit(99 << 10))
     torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     dtype = torch.float32 if dtype == "tf32" else dtype
     msfef((1, 3, 39, 37), c_out, (3, 5, 7), "blobs", dtype=dtype, bias=c_out != 3)

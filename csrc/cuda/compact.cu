@@ -19,12 +19,10 @@ inline int __reduce_add_sync(unsigned all, int value) {
 namespace pconv {
 namespace {
 
-constexpr unsigned kAll = ~0u;
 constexpr int kClasses = 3, kMaxInts = 3;
 constexpr int kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
 constexpr int kManyBlocks = 1024;  // from here on the counts are summed beforehand
 constexpr int kScanItems = 4;      // counts that a thread of the scan takes at once
-constexpr int kInvalidValue = 1;   // cudaErrorInvalidValue
 
 struct Compact {
   const int8_t* entry_state;

@@ -27,6 +27,17 @@ inline int pconv_launched() {
 
 namespace pconv {
 
+constexpr unsigned kAll = ~0u;    // lanes
+constexpr int kWordBits = 63;     // of an int64, without its sign
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+__host__ __device__ inline int least(int a, int b) {
+  return a < b ? a : b;
+}
+__host__ __device__ inline int most(int a, int b) {
+  return a > b ? a : b;
+}
+
 // 16-bit floats by their bits. Conversions round to nearest even; on the host in the bits alone.
 struct Half {
   uint16_t bits;
@@ -118,6 +129,13 @@ struct Untyped {
   void* data;
   int element;
 };
+
+// Element n of one in a floating type of features.
+__host__ __device__ inline float float_at(const Untyped& tensor, int n) {
+  if (tensor.element == kFloat32) return static_cast<const float*>(tensor.data)[n];
+  if (tensor.element == kFloat16) return to_float(static_cast<const Half*>(tensor.data)[n]);
+  return to_float(static_cast<const BFloat16*>(tensor.data)[n]);
+}
 
 // The arguments of a launch, in 64-bit words, read in order: kernels/cuda.py writes them. First the grid; a
 // tensor takes two words, a tuple its length and then its items (of nested tuples: the outer length, then all

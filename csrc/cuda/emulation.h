@@ -71,6 +71,8 @@ struct Block {
 
 inline Block* block = nullptr;
 inline int64_t launches = 0;
+inline int most_shared =
+    99 << 10;          // bytes of a block; pconv_emulate_shared of tests/emulated_races.cpp sets it
 inline int races = 0;  // since they were last told
 
 // The emulator's own accesses, which are no kernel's.

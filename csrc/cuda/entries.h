@@ -5,11 +5,9 @@
 
 namespace pconv {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr unsigned kAll = ~0u;
 constexpr int kClasses = 3;
 constexpr int kManyWords = -1;  // as the side of a window: any size, in several words
 constexpr int kMaxKernels = 64, kMaxStride = 128;
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 // What a windows kernel writes about every pixel, before it is sorted: segments of q entries.
 struct Entries {

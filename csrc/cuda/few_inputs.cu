@@ -218,7 +218,6 @@ class Block {
       *reinterpret_cast<Piece*>(p_.out + (first + row * p_.n_out + n) * kItem) = piece;
     }
   }
-  __device__ static int least(int a, int b) { return a < b ? a : b; }
 
   const Problem& p_;
   char* shared_;
@@ -235,9 +234,11 @@ __global__ void __launch_bounds__(kMostThreads, 1) few_inputs(const __grid_const
 
 // Multiprocessors of the current device and the shared memory of each.
 struct Device {
-  int processors = 2, shared = 100 << 10;
+  int processors = 2, shared = 0;
   Device() {
-#ifndef PCONV_EMULATE
+#ifdef PCONV_EMULATE
+    shared = emulation::most_shared + 1024;
+#else
     int device = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
@@ -265,6 +266,7 @@ struct Choice {
 // of shared memory, and two blocks of 256 each other's loads of a tile. Fewer threads where nothing else
 // fits.
 Choice choose(const Problem& p, int item, const Device& device) {
+  const int allowed = int(most_shared());
   int most = item == 2 ? 64 : 32;
   while (most > 16 && most / 2 >= p.n_out) most /= 2;
   for (int want = kMostThreads; want >= 128; want /= 2)
@@ -272,7 +274,7 @@ Choice choose(const Problem& p, int item, const Device& device) {
       for (int threads = want > 256 ? 256 : want; threads <= want; threads *= 2) {
         const int bytes = layout(p, channels, item, threads).bytes;
         const int room = device.shared / (bytes + 1024);  // the system's share of each block
-        if (bytes <= int(most_shared()) && room * threads >= want) return {channels, threads, want / threads};
+        if (bytes <= allowed && room * threads >= want) return {channels, threads, want / threads};
       }
   return {};
 }
@@ -280,7 +282,7 @@ Choice choose(const Problem& p, int item, const Device& device) {
 template <class P, int NI>
 int launch_channels(const Problem& p, dim3 grid, int threads, void* stream) {
   const auto kernel = few_inputs<P, NI>;
-  allow_shared(kernel, p.at.bytes);
+  allow_shared(kernel);
   PCONV_LAUNCH(kernel, grid, threads, p.at.bytes, stream, p);
   return pconv_launched();
 }

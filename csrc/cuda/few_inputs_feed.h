@@ -52,13 +52,6 @@ struct Problem {
   __host__ __device__ const Pass& plain() const { return phases[n_phases - 1]; }
 };
 
-// Element n of a bias in any floating type.
-__device__ inline float float_at(const Untyped& data, int n) {
-  if (data.element == kFloat32) return static_cast<const float*>(data.data)[n];
-  if (data.element == kFloat16) return to_float(static_cast<const Half*>(data.data)[n]);
-  return to_float(static_cast<const BFloat16*>(data.data)[n]);
-}
-
 // Begins the copies of the weights of `channels` output channels from `first_n` on, those rows of taps that
 // the phases have, and fetches the bias.
 __device__ inline void load_weights(const Problem& p, char* shared, int channels, int first_n) {

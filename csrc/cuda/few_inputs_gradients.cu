@@ -293,7 +293,7 @@ int launch(GradientProblem& t, dim3 grid, void* stream) {
   t.flags = t.used + 2 * kPixels / 32 * int(sizeof(uint32_t));
   t.totals = t.flags + kWarps * int(sizeof(uint32_t));
   p.at.bytes = t.totals + kThreads * 16 / int(sizeof(P)) * int(sizeof(float));
-  allow_shared(few_inputs_gradients<P>, p.at.bytes);
+  allow_shared(few_inputs_gradients<P>);
   PCONV_LAUNCH(few_inputs_gradients<P>, grid, dim3(kThreads), p.at.bytes, stream, t);
   return pconv_launched();
 }

@@ -293,7 +293,7 @@ int launch(const Problem& p, dim3 grid, const Untyped& weight, const Untyped& pa
   const int error = pconv_launched();
   if (error) return error;
   const auto kernel = few_outputs_matmul<P>;
-  allow_shared(kernel, p.shared_bytes());
+  allow_shared(kernel);
   PCONV_LAUNCH(kernel, grid, dim3(kThreads), p.shared_bytes(), stream, p);
   return pconv_launched();
 }

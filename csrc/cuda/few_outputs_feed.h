@@ -10,13 +10,6 @@ struct Corner {
   int n, y, x;
 };
 
-__device__ inline int most(int a, int b) {
-  return a > b ? a : b;
-}
-__device__ inline int least(int a, int b) {
-  return a < b ? a : b;
-}
-
 // Validity of the source's rows `first`, `first` + `step` (4 or 8), ... of the region, a word each: bit i of
 // words[r] says whether pixel (r, i), at the output's resolution, lies in the image and is no hole. The loads
 // of all rows are under way together, since none depends on a branch.

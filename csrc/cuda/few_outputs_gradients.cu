@@ -261,7 +261,7 @@ int launch(const Problem& p, dim3 grid, void* stream) {
   const auto kernel = few_outputs_gradients_matmul<P, NARROW>;
   const int bytes = L::bytes(p);
   if (bytes > kMostBytes) return kInvalidValue;
-  allow_shared(kernel, bytes);
+  allow_shared(kernel);
   const dim3 blocks(grid.x, (p.channels + L::kChannels - 1) / L::kChannels);
   PCONV_LAUNCH(kernel, blocks, dim3(kThreads), bytes, stream, p);
   return pconv_launched();

@@ -223,9 +223,7 @@ class Block {
   }
   __device__ float bias(int n) const {
     if (!p_.bias.data || n >= p_.n_out) return 0.f;
-    if (p_.bias.element == kFloat32) return static_cast<const float*>(p_.bias.data)[n];
-    if (p_.bias.element == kFloat16) return to_float(static_cast<const Half*>(p_.bias.data)[n]);
-    return to_float(static_cast<const BFloat16*>(p_.bias.data)[n]);
+    return float_at(p_.bias, n);
   }
   template <int BYTES>
   __device__ void write_rows(const char* staged, int m) {
@@ -273,7 +271,7 @@ int launch(Problem& p, dim3 grid, int row_bytes, void* stream) {
   while (p.stages > 2 && rows + p.stages * stage > most_shared()) --p.stages;
   const size_t shared = rows + (p.stages * stage > staged ? p.stages * stage : staged);
   const auto kernel = gather_matmul<P, BM, BN, ROW_BYTES>;
-  allow_shared(kernel, shared);
+  allow_shared(kernel);
   PCONV_LAUNCH(kernel, grid, T::kThreads, shared, stream, p);
   return pconv_launched();
 }
@@ -286,8 +284,6 @@ int launch_tile(Problem& p, dim3 grid, void* stream) {
   if (full) return launch<P, BM, BN, 128>(p, grid, 128, stream);
   return launch<P, BM, BN, 0>(p, grid, most(first.bk, last.bk) * item, stream);
 }
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 // The tiles of kernels/tuning.py.
 template <class P>

@@ -5,7 +5,7 @@
 namespace pconv {
 namespace {
 
-constexpr int kWordBits = 63, kMaxPhases = 32, kMaxFirst = 128;  // of kernel sizes + 1; of the stride
+constexpr int kMaxPhases = 32, kMaxFirst = 128;  // of kernel sizes + 1; of the stride
 
 struct Phase {
   int kh, kw, oy, ox, slot;
@@ -40,13 +40,6 @@ struct Row {
   const char* x;
   uint64_t bits;
 };
-
-__host__ __device__ inline int least(int a, int b) {
-  return a < b ? a : b;
-}
-__host__ __device__ inline int most(int a, int b) {
-  return a > b ? a : b;
-}
 
 // Indices j with o <= first + j * step < o + k: the first of them, and their number.
 struct Range {
@@ -155,13 +148,19 @@ __device__ __forceinline__ void gather_rows(char* tile, const Row* rows, const S
   const int valid = least(most(part.valid - at.k() * item, 0), UNIT);
   const int64_t offset = at.x_offset() * item + part.offset;
   const int64_t* word = s.n_words > 1 && valid ? s.words + start + bit / kWordBits * entries : nullptr;
+  const auto copy = [&](auto bits, int shift) {  // nothing branches on what a row reads
 #pragma unroll 4
-  for (int i = 0; i < BM * units / THREADS; ++i) {
-    const int r = int(threadIdx.x) / units + i * (THREADS / units);
-    const Row row = rows[r];
-    const bool read = valid && ((word ? word[r] >> (bit % kWordBits) : row.bits >> bit) & 1);
-    char* to = tile + swizzled(r, part.begin / 16, row_bytes) + part.begin % 16;
-    copy_unit<UNIT>(to, row.x + offset, read ? valid : 0);
+    for (int i = 0; i < BM * units / THREADS; ++i) {
+      const int r = int(threadIdx.x) / units + i * (THREADS / units);
+      const Row row = rows[r];
+      char* to = tile + swizzled(r, part.begin / 16, row_bytes) + part.begin % 16;
+      copy_unit<UNIT>(to, row.x + offset, (bits(r, row) >> shift & 1) ? valid : 0);
+    }
+  };
+  if (word) {
+    copy([&](int r, const Row&) { return uint64_t(word[r]); }, bit % kWordBits);
+  } else {
+    copy([&](int, const Row& row) { return row.bits; }, bit & 63);
   }
 }
 

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <class T, int V>
 void launch(dim3 grid, const T* grad, T* copies, const Problem& a, void* stream) {
-  const bool whole = a.n_out % V == 0 && reinterpret_cast<uintptr_t>(grad) % sizeof(Pack<T, V>) == 0;
+  const bool whole = a.n_out == a.pitch && reinterpret_cast<uintptr_t>(grad) % sizeof(Pack<T, V>) == 0;
   const auto kernel = whole ? scale_gradient<T, V, true> : scale_gradient<T, V, false>;
   PCONV_LAUNCH(kernel, grid, kThreads, kWarps * a.block_c * sizeof(float), stream, grad, copies, a);
 }

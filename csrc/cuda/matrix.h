@@ -158,14 +158,14 @@ void wait_for_copies() {
 template <class T>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define PCONV_MULTIPLY(T, SHAPE_AND_TYPES)                                           \
-  template <>                                                                        \
-  __device__ __forceinline__ void multiply<T>(float (&c)[4], const uint32_t (&a)[4], \
-                                              const uint32_t (&b)[2]) {              \
-    asm("mma.sync.aligned." SHAPE_AND_TYPES                                          \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                             \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));         \
+#define PCONV_MULTIPLY(T, SHAPE_AND_TYPES)                                            \
+  template <>                                                                         \
+  __device__ __forceinline__ void multiply<T>(float (&c)[4], const uint32_t (&a)[4],  \
+                                              const uint32_t (&b)[2]) {               \
+    asm volatile("mma.sync.aligned." SHAPE_AND_TYPES                                  \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
   }
 PCONV_MULTIPLY(Half, "m16n8k16.row.col.f32.f16.f16.f32")
 PCONV_MULTIPLY(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
@@ -239,17 +239,6 @@ __device__ __forceinline__ void wait_for_copies(int pending) {
   }
 }
 
-// Lets a kernel use `bytes` of dynamic shared memory; more than 48 KiB has to be asked for.
-template <class Kernel>
-void allow_shared(Kernel kernel, size_t bytes) {
-#ifndef PCONV_EMULATE
-  if (bytes > (48 << 10))
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-#else
-  (void)kernel, (void)bytes;
-#endif
-}
-
 // Dynamic shared memory a block may have on the current device.
 inline size_t most_shared() {
 #ifndef PCONV_EMULATE
@@ -258,7 +247,18 @@ inline size_t most_shared() {
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return static_cast<size_t>(bytes);
 #else
-  return 99 << 10;
+  return static_cast<size_t>(emulation::most_shared);
+#endif
+}
+
+// Lets a kernel use all of that; more than 48 KiB has to be asked for. The same for every launch, since other
+// threads may launch the kernel at this moment.
+template <class Kernel>
+void allow_shared(Kernel kernel) {
+#ifndef PCONV_EMULATE
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_shared()));
+#else
+  (void)kernel;
 #endif
 }
 

@@ -11,7 +11,6 @@ namespace pconv {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 template <class T>
 T* as(const Untyped& tensor) {

@@ -134,7 +134,7 @@ __global__ __launch_bounds__(Tile::kThreads,
 
 template <class Tile>
 int launch(const Problem& p, dim3 grid, void* stream) {
-  allow_shared(tap_matmul<Tile>, Tile::kSharedBytes);
+  allow_shared(tap_matmul<Tile>);
   PCONV_LAUNCH(tap_matmul<Tile>, grid, dim3(Tile::kThreads), Tile::kSharedBytes, stream, p);
   return pconv_launched();
 }
@@ -175,7 +175,7 @@ PCONV_ENTRY(tap_matmul) {
   p.tap_y = args.integer(), p.tap_x = args.integer(), p.splits = args.integer();
   p.channels = args.integer(), p.pitch = args.integer(), p.cp = args.integer(), p.grad_pitch = args.integer();
   p.phase_count = args.integer();
-  if (p.phase_count > kMaxPhases) return 1;  // cudaErrorInvalidValue
+  if (p.phase_count > kMaxPhases) return kInvalidValue;
   for (int i = 0; i < p.phase_count; ++i) {
     Phase& phase = p.phases[i];
     for (int* item : {&phase.high, &phase.wide, &phase.oy, &phase.ox, &phase.slot, &phase.copy, &phase.kind})

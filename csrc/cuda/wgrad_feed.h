@@ -5,7 +5,6 @@
 
 namespace pconv::wgrad {
 
-constexpr int kWordBits = 63;
 constexpr int kStages = 4;
 constexpr int kMaxPhases = 32;
 

@@ -6,8 +6,6 @@
 
 namespace pconv {
 
-constexpr int kWordBits = 63;  // of an int64, without its sign
-
 __host__ __device__ inline int popcount(uint64_t v) {
 #ifdef __CUDA_ARCH__
   return __popcll(v);
