@@ -80,7 +80,8 @@ __device__ __forceinline__ void multiply_exact(float (&acc)[MI][NI][4], const ch
   }
 }
 
-// One block's tile. ROW_BYTES: of a K step, 128, or 0 where it is known at run time only.
+// One block's tile. ROW_BYTES: of a K step, 128 and windows of one word, or 0 where that is known at run time
+// only.
 template <class P, int BM, int BN, int ROW_BYTES>
 class Block {
   using T = Tile<P, BM, BN>;
@@ -162,7 +163,8 @@ class Block {
   template <int UNIT>
   __device__ __forceinline__ void fetch_units(char* tile, const Source& s, const Cursor& at, const Part& part,
                                               int row_bytes) {
-    gather_rows<UNIT, BM, T::kThreads>(tile, rows_, s, at, part, T::kItem, row_bytes, p_.entries, first_);
+    gather_rows<UNIT, BM, T::kThreads, ROW_BYTES != 0>(tile, rows_, s, at, part, T::kItem, row_bytes,
+                                                       p_.entries, first_);
   }
 
   __device__ __forceinline__ void multiply_step(int stage, int row_bytes) {
@@ -197,13 +199,17 @@ class Block {
   __device__ void write(bool live) {
     const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
     char* staged = tiles_ + int(threadIdx.x) / 32 * 16 * T::kOutRow;
+    float add[kNi * 2];
+#pragma unroll
+    for (int i = 0; i < kNi * 2; ++i)
+      add[i] = live ? bias(first_n_ + warp_n_ + i / 2 * 8 + 2 * q + i % 2) : 0.f;
 #pragma unroll
     for (int m = 0; m < kMi; ++m) {
 #pragma unroll
       for (int i = 0; i < kNi * 4; ++i) {
         const int n = i / 4 * 8 + 2 * q + i % 2;
-        const float value = acc_[m][i / 4][i % 4] * p_.unscale + (live ? bias(first_n_ + warp_n_ + n) : 0.f);
-        put(staged + (g + i % 4 / 2 * 8) * T::kOutRow + n * T::kItem, value);
+        put(staged + (g + i % 4 / 2 * 8) * T::kOutRow + n * T::kItem,
+            acc_[m][i / 4][i % 4] * p_.unscale + add[i / 4 * 2 + i % 2]);
       }
       __syncwarp();
       if (p_.wide_stores) {
@@ -280,7 +286,11 @@ template <class P, int BM, int BN>
 int launch_tile(Problem& p, dim3 grid, void* stream) {
   const Source &first = p.sources[0], &last = p.sources[p.n_sources - 1];
   const int item = int(sizeof(P));
-  const bool full = first.bk * item == 128 && last.bk * item == 128 && first.unit == 16 && last.unit == 16;
+  const auto whole = [&](const Source& s) {
+    return s.bk * item == 128 && s.unit == 16 && s.n_words == 1 &&
+           (s.row_channels > 0 || s.channels * item % 16 == 0);
+  };
+  const bool full = whole(first) && whole(last);
   if (full) return launch<P, BM, BN, 128>(p, grid, 128, stream);
   return launch<P, BM, BN, 0>(p, grid, most(first.bk, last.bk) * item, stream);
 }

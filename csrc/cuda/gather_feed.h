@@ -139,25 +139,27 @@ struct Part {
 };
 
 // Copies BM rows of one step; holes, what is outside and channels beyond the last become zeros and are not
-// read.
-template <int UNIT, int BM, int THREADS>
+// read. WHOLE: units are all of a pixel's or none, and windows have one word: the size of a copy is then a
+// constant or 0, which a predicate decides, where others take a branch.
+template <int UNIT, int BM, int THREADS, bool WHOLE>
 __device__ __forceinline__ void gather_rows(char* tile, const Row* rows, const Source& s, const Cursor& at,
                                             const Part& part, int item, int row_bytes, int64_t entries,
                                             int64_t start) {
   const int units = row_bytes / UNIT, bit = at.bit() + part.column;
   const int valid = least(most(part.valid - at.k() * item, 0), UNIT);
   const int64_t offset = at.x_offset() * item + part.offset;
-  const int64_t* word = s.n_words > 1 && valid ? s.words + start + bit / kWordBits * entries : nullptr;
-  const auto copy = [&](auto bits, int shift) {  // nothing branches on what a row reads
-#pragma unroll 4
+  const uint64_t read = valid > 0;
+  const auto copy = [&](auto bits, int shift) {
+#pragma unroll 2
     for (int i = 0; i < BM * units / THREADS; ++i) {
       const int r = int(threadIdx.x) / units + i * (THREADS / units);
       const Row row = rows[r];
       char* to = tile + swizzled(r, part.begin / 16, row_bytes) + part.begin % 16;
-      copy_unit<UNIT>(to, row.x + offset, (bits(r, row) >> shift & 1) ? valid : 0);
+      copy_unit<UNIT>(to, row.x + offset, (bits(r, row) >> shift & read) ? (WHOLE ? UNIT : valid) : 0);
     }
   };
-  if (word) {
+  if (!WHOLE && s.n_words > 1 && valid) {
+    const int64_t* word = s.words + start + bit / kWordBits * entries;
     copy([&](int r, const Row&) { return uint64_t(word[r]); }, bit % kWordBits);
   } else {
     copy([&](int, const Row& row) { return row.bits; }, bit & 63);

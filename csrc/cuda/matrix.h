@@ -158,14 +158,14 @@ void wait_for_copies() {
 template <class T>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define PCONV_MULTIPLY(T, SHAPE_AND_TYPES)                                            \
-  template <>                                                                         \
-  __device__ __forceinline__ void multiply<T>(float (&c)[4], const uint32_t (&a)[4],  \
-                                              const uint32_t (&b)[2]) {               \
-    asm volatile("mma.sync.aligned." SHAPE_AND_TYPES                                  \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
+#define PCONV_MULTIPLY(T, SHAPE_AND_TYPES)                                           \
+  template <>                                                                        \
+  __device__ __forceinline__ void multiply<T>(float (&c)[4], const uint32_t (&a)[4], \
+                                              const uint32_t (&b)[2]) {              \
+    asm("mma.sync.aligned." SHAPE_AND_TYPES                                          \
+        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                             \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));         \
   }
 PCONV_MULTIPLY(Half, "m16n8k16.row.col.f32.f16.f16.f32")
 PCONV_MULTIPLY(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
