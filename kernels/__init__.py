@@ -1,4 +1,7 @@
-"""Triton kernels of the three operators, installed as ``pconv_ext.kernels``; `operators` is the way in.
+"""The three operators on a GPU, installed as ``pconv_ext.kernels``; `operators` is the way in.
+
+The kernels are Triton's, here, or those of ``csrc/cuda``, which cuda.py loads: kernel_set.py says which are
+launched.
 
 How the parts follow each other in one call: masks become row lists (rows.py), weights are folded and laid out
 (weights.py), a matrix kernel gathers and multiplies (gather.py); backward, the incoming gradient is scaled

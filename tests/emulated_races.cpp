@@ -30,6 +30,7 @@ struct Byte {
 
 constexpr uintptr_t kPage = 4096;
 constexpr int kShown = 5;
+constexpr size_t kHostStack = 64 << 10;  // bytes, more than between a Block and the parameters of its kernel
 
 std::unordered_map<uintptr_t, std::unique_ptr<std::array<Byte, kPage>>> pages;
 int64_t pages_of = 0;  // the launch
@@ -108,9 +109,9 @@ void touch(uintptr_t address, const Access& now, bool write) {
 void access(const void* memory, int bytes, bool write, const void* code) {
   const Fiber& fiber = *block->current;
   const auto address = reinterpret_cast<uintptr_t>(memory);
-  // Local variables, and the emulator's own.
+  // Local variables; the emulator's own, and above them on the host's stack the kernel's parameters.
   if (within(address, fiber.context.uc_stack.ss_sp, fiber.context.uc_stack.ss_size) ||
-      within(address, block, sizeof(Block)) ||
+      within(address, block, kHostStack) ||
       within(address, block->fibers.data(), block->fibers.size() * sizeof(Fiber)))
     return;
   // One finding an access.
