@@ -8,10 +8,12 @@ LIBRARY is the installed package's by default. Read with the disassembler in Tri
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,19 @@ def figures(library: Path) -> list[dict[str, Any]]:
             "stack": stack + local,
             "static shared": shared,
         }
-    for architecture, name, text in _functions(library, "-sass"):
+    architectures = sorted({architecture for architecture, _ in found})
+    with ThreadPoolExecutor(2) as pool:  # the disassembler takes its time
+        parts = list(pool.map(lambda one: _functions(library, "-sass", "-arch", one), architectures))
+    for architecture, name, text in itertools.chain(*parts):
         code = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)", text, re.MULTILINE))
         counts = {key: code[key] for key in ("HMMA", "LDGSTS", "LDSM", "FFMA", "STL", "LDL")}
         found[architecture, name] |= counts
     return list(found.values())
 
 
-def _functions(library: Path, option: str) -> list[tuple[str, str, str]]:
+def _functions(library: Path, *options: str) -> list[tuple[str, str, str]]:
     """(architecture, demangled name, what the tool prints of it) of all kernels."""
-    text = subprocess.check_output([TOOL, option, library], text=True, stderr=subprocess.DEVNULL)
+    text = subprocess.check_output([TOOL, *options, library], text=True, stderr=subprocess.DEVNULL)
     text = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
     parts = []
     for section in re.split(r"^arch = ", text, flags=re.MULTILINE)[1:]:
