@@ -48,33 +48,39 @@ BODIES = {
         "read after write",
     ),
 }
-SOURCE = """
+KERNEL = """
 #include "matrix.h"
 namespace pconv {{
-__global__ void kernel(uint32_t* g) {{
+__global__ void kernel{i}(uint32_t* g) {{
   PCONV_SHARED(memory);
   uint32_t* s = reinterpret_cast<uint32_t*>(memory);
   const int t = threadIdx.x, b = blockIdx.x;
   {body}
 }}
 }}
-PCONV_ENTRY(run) {{
+PCONV_ENTRY(run{i}) {{
   pconv::Args args(words);
   uint32_t* g = args.tensor<uint32_t>();
-  PCONV_LAUNCH(pconv::kernel, dim3(2), dim3(64), 4096, stream, g);
+  PCONV_LAUNCH(pconv::kernel{i}, dim3(2), dim3(64), 4096, stream, g);
   return pconv_launched();
 }}
 """
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    source = folder / "kernels.cu"
+    bodies = enumerate(body for body, _ in BODIES.values())
+    source.write_text("".join(KERNEL.format(i=i, body=body) for i, body in bodies))
+    return ctypes.CDLL(str(emulated_cuda.build(folder, [source])))
+
+
 @pytest.mark.parametrize(("name", "finding"), [(name, finding) for name, (_, finding) in BODIES.items()])
-def test_races(name, finding, tmp_path, capfd):
-    source = tmp_path / "kernel.cu"
-    source.write_text(SOURCE.format(body=BODIES[name][0]))
-    library = ctypes.CDLL(str(emulated_cuda.build(tmp_path, [source])))
+def test_races(name, finding, library, capfd):
     memory = (ctypes.c_uint32 * 1024)()
     words = (ctypes.c_int64 * 2)(ctypes.addressof(memory), 6)
-    races = -library.pconv_run(words, None)
+    races = -getattr(library, f"pconv_run{[*BODIES].index(name)}")(words, None)
     said = capfd.readouterr().err
     if finding:
         assert races > 0
