@@ -24,10 +24,14 @@ _TILE_SIDE = 80  # more than the rows or columns of input under a tile, whose of
 
 def fits(x: Tensor, mask: Tensor | None, p: Problem) -> bool:
     """Whether the kernel is there and can compute `p` of `x` and `mask`."""
+    return current().few_inputs is not None and loads(x, mask, p)
+
+
+def loads(x: Tensor, mask: Tensor | None, p: Problem) -> bool:
+    """Whether csrc/cuda/few_inputs_feed.h can load what lies below a tile of `p`."""
     last = p.parts[-1]
     return (
-        current().few_inputs is not None
-        and plan.row_depth(p.c_in, last.kw, x.element_size()) > 0
+        plan.row_depth(p.c_in, last.kw, x.element_size()) > 0
         and list(p.dilation) == [1, 1]
         and max(p.stride) <= _MAX_STRIDE
         and max(last.kh, last.kw) <= _MAX_SIDE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from . import launch, plan
+from . import few_inputs, launch, plan
 from .kernel_set import current
 from .launch_gradients import Partial
 from .lists import Plane
@@ -25,10 +25,6 @@ _TILE_ROWS, _TILE_COLUMNS = 8, 16  # output pixels
 _JOBS, _WIDE, _HIGH = 8, 64, 32  # of a block, output channels of a job, its elements of a row of taps
 _COPIES = 2  # of the gradient that a block can have
 _MAX_KERNELS, _MAX_GROUPS = 8, 8
-
-_MAX_STRIDE = 2
-_MAX_SIDE = 8  # of the largest kernel
-_TILE_SIDE = 80  # more than the rows or columns of input under a tile, whose offsets in bytes are 32 bits
 
 
 class Job(NamedTuple):
@@ -85,21 +81,15 @@ def _section(parts: tuple[Branch, ...], branches: list[int], cp: int) -> Section
 
 def fits(x: Tensor, mask: Tensor | None, p: Problem) -> bool:
     """Whether the kernel is there and can compute the gradient of the weights of `p`, of `x` and `mask`."""
-    last = p.parts[-1]
-    if current().few_inputs_gradients is None:
+    if current().few_inputs_gradients is None or not few_inputs.loads(x, mask, p):
         return False
     item = x.element_size()
-    cp = plan.row_depth(p.c_in, last.kw, item)
+    cp = plan.row_depth(p.c_in, p.parts[-1].kw, item)
     return (
-        cp > 0
-        and p.dilation[0] == p.dilation[1] == 1
-        and max(p.stride) <= _MAX_STRIDE
-        and max(last.kh, last.kw) <= _MAX_SIDE
-        and (item == 4 or p.stride[1] * plan.row_channels(p.c_in) * item % 16 == 0)
+        (item == 4 or p.stride[1] * plan.row_channels(p.c_in) * item % 16 == 0)
         and len(p.parts) <= _MAX_KERNELS
         and sum(len(section.groups) for section in sections(p.parts, cp)) <= _MAX_GROUPS
-        and 0 < p.pixels < 2**31
-        and all(_TILE_SIDE * (t.stride(2) + t.stride(3)) * 8 < 2**31 for t in (x, mask) if t is not None)
+        and p.pixels > 0
     )
 
 

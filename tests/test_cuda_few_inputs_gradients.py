@@ -5,9 +5,10 @@ tests/test_cuda.py runs it too, wherever a test asks for no gradient of x with f
 
 import pytest
 import torch
-from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, kernel, laid_out, mask_of, randn, rubbish
+from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, kernel, laid_out, randn, rubbish
 from emulated_cuda import Counted
 from pconv_ext.kernels import few_inputs_gradients, plan
+from test_cuda_few_inputs import features
 from tolerances import TF32, assert_close
 
 import pconv_ext
@@ -21,14 +22,6 @@ def counted(cuda_kernels, monkeypatch):
     kernel = Counted(cuda_kernels.few_inputs_gradients)
     monkeypatch.setattr(_triton, "_kernels", lambda: cuda_kernels._replace(few_inputs_gradients=kernel))
     return kernel
-
-
-def features(shape, dtype, mask, *, layout="contiguous", mask_dtype=torch.bool, mask_layout="contiguous"):
-    """x with rubbish in its holes, and its mask."""
-    x = laid_out(randn(*shape, dtype=dtype, device=DEVICE_OF[BACKEND]), layout)
-    mask = mask_of(mask, x, mask_dtype)
-    mask = mask if mask is None else laid_out(mask, mask_layout)
-    return {"x": rubbish(x, holes_of(mask, x)), "mask": mask}
 
 
 def partial_conv2d(

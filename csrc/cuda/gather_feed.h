@@ -139,8 +139,8 @@ struct Part {
 };
 
 // Copies BM rows of one step; holes, what is outside and channels beyond the last become zeros and are not
-// read. WHOLE: units are all of a pixel's or none, and windows have one word: the size of a copy is then a
-// constant or 0, which a predicate decides, where others take a branch.
+// read. WHOLE: units are all of a pixel's or none, and windows have one word, so that rows look up nothing
+// else.
 template <int UNIT, int BM, int THREADS, bool WHOLE>
 __device__ __forceinline__ void gather_rows(char* tile, const Row* rows, const Source& s, const Cursor& at,
                                             const Part& part, int item, int row_bytes, int64_t entries,
