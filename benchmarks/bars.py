@@ -15,7 +15,7 @@ from pathlib import Path
 
 import report
 import torch
-from cases import MSFEF, PARTIAL_CONV, UPCAT
+from layers import MSFEF, PARTIAL_CONV, UPCAT
 from names import FORWARD, NAIVE_1, NAIVE_C, PLAIN, TRAINING
 from report import Record
 from runner import Case, Settings, machine, measure

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from cases import Layer, Problem, call
+from layers import Layer, Problem, call
 from names import COMPILED, NAIVE_1, NAIVE_C, PLAIN
 from torch import Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cases import MSFEF
+from layers import MSFEF
 from names import FORWARD, TRAINING
 from runner import Case
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cases import PARTIAL_CONV
+from layers import PARTIAL_CONV
 from names import FORWARD, TRAINING
 from runner import Case
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cases import UPCAT
+from layers import UPCAT
 from names import FORWARD, TRAINING
 from runner import Case
 

@@ -18,7 +18,7 @@ import harness
 import network
 import report
 from names import FORWARD
-from runner import DEFAULTS, DTYPES, Case, Settings, machine, measure
+from runner import DEFAULTS, DTYPES, Case, Settings, machine, measure, prepare
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 NETWORKS = pytest.StashKey[list[dict[str, Any]]]()
@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = DEFAULTS[config.getoption("device")]
     if config.getoption("quick"):
         settings = replace(settings, min_rounds=3, max_rounds=15, seconds=1.0)
+    if config.getoption("benchmark_disable", False):
+        settings = replace(settings, batch=1)
     given = {name: config.getoption(name) for name in ("dtype", "batch")}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     config.stash[RECORDS], config.stash[NETWORKS], config.stash[SETTINGS] = [], [], settings
@@ -65,10 +67,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def measure_case(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Case], None]:
-    """Measures a case; afterwards pytest-benchmark's own rounds time ours, `extra_info` has the rest."""
+    """Measures a case; afterwards pytest-benchmark's own rounds time ours, `extra_info` has the rest.
+
+    With --benchmark-disable the forms are only checked.
+    """
 
     def run(case: Case) -> None:
         settings = request.config.stash[SETTINGS]
+        if benchmark.disabled:
+            prepare(replace(case, direction="", compiled=False), settings)
+            benchmark(lambda: None)  # or pytest-benchmark warns that its fixture was not used
+            return
         record, prepared = measure(case, settings)
         ours = prepared.forms[0]
         grad_out = None if case.direction == FORWARD else prepared.expected.grad_out
@@ -93,7 +102,12 @@ def measure_network(benchmark: Any, request: pytest.FixtureRequest) -> Callable[
     """The same for a training step of the whole network."""
 
     def run(case: network.Case) -> None:
-        record, ours = network.measure(case, request.config.stash[SETTINGS])
+        settings = request.config.stash[SETTINGS]
+        if benchmark.disabled:
+            network.prepare(case, settings)
+            benchmark(lambda: None)
+            return
+        record, ours = network.measure(case, settings)
         benchmark.group = "network training step"
         benchmark.extra_info.update(record)
         benchmark.pedantic(ours.run, setup=ours.clear_gradients, rounds=3)
@@ -118,6 +132,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
     if records or networks:
         terminalreporter.write_line(f"written to {config.getoption('results')}")
+        fault = report.unfit(machine(config.getoption("device")))
+        if fault:
+            terminalreporter.write_line(fault)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import LAYERS
+from layers import LAYERS
 from names import FORWARD
 
 Ceilings = dict[str, float]

@@ -21,7 +21,7 @@ import gpu_report
 import network
 import report
 import torch
-from cases import MSFEF, PARTIAL_CONV, UPCAT
+from layers import MSFEF, PARTIAL_CONV, UPCAT
 from gpu_tools import Deadline, TimeIsUp, require_gpu, write_json
 from names import FORWARD, TRAINING
 from runner import BACKENDS, DEFAULTS, Case, Settings, machine, measure

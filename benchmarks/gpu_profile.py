@@ -18,7 +18,7 @@ from typing import Any
 
 import baselines
 import torch
-from cases import LAYERS, MSFEF
+from layers import LAYERS, MSFEF
 from gpu_tools import Deadline, find_tool, require_gpu, run_limited, write_json
 from runner import DEFAULTS, DTYPES, Case, build_problem, machine, our_backends
 from torch.profiler import ProfilerActivity, profile

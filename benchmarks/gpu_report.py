@@ -15,7 +15,7 @@ from typing import Any
 import floors
 import gpu_dispatch
 import report
-from cases import MSFEF, PARTIAL_CONV, UPCAT
+from layers import MSFEF, PARTIAL_CONV, UPCAT
 from names import COMPILED, FORWARD, HYBRID, NAIVE_1, NAIVE_C, PLAIN, TRAINING
 from report import Record
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import baselines
 import torch
-from cases import LAYERS
+from layers import LAYERS
 from gpu_tools import Deadline, find_tool, require_gpu, run_limited, write_json
 from runner import BACKENDS, DTYPES, Case, build_problem, machine, our_backends
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from baselines import Form
-from cases import Problem, call
+from layers import Problem, call
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 

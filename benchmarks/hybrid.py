@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from baselines import Form
-from cases import Problem
+from layers import Problem
 from names import HYBRID
 from torch import Tensor
 

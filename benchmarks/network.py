@@ -13,7 +13,7 @@ from typing import Any
 import harness
 import torch
 from baselines import Form, naive_msfef, naive_partial_conv2d, naive_upcat_1, naive_upcat_c
-from cases import IMAGE_SIZE, make_mask, photographs
+from layers import IMAGE_SIZE, make_mask, photographs
 from names import COMPILED, NAIVE_1, NAIVE_C
 from runner import DTYPES, Settings, our_backends
 from torch import Tensor
@@ -103,8 +103,8 @@ def forms(net: InpaintingNet, image: Tensor, mask: Tensor, settings: Settings, c
     return made
 
 
-def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Form]:
-    """The record of a case, and our form."""
+def prepare(case: Case, settings: Settings) -> tuple[list[Form], dict[str, str]]:
+    """Our form and the others, checked against it; and why a form is missing."""
     torch.manual_seed(0)
     batch = settings.batch
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -129,14 +129,20 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Form]:
                 raise harness.WrongResult(
                     f"{form.name}: gradients differ from ours by {error}, limit {limit}"
                 )
-        made = [form for form in made if form.name not in missing]
+    return [form for form in made if form.name not in missing], missing
+
+
+def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Form]:
+    """The record of a case, and our form."""
+    made, missing = prepare(case, settings)
+    with harness.cudnn_search():
         samples = harness.interleaved(
             made, None, settings.device, settings.min_rounds, settings.max_rounds, 4 * settings.seconds
         )
         peaks = {form.name: peak_mb(form, settings.device) for form in made}
     record = {
         "width": case.width,
-        "batch": batch,
+        "batch": settings.batch,
         "resolution": IMAGE_SIZE,
         "dtype": settings.dtype,
         "ours": our_backends(settings.device),

@@ -1,7 +1,7 @@
 """Tables and plots from a run's JSON: `python benchmarks/report.py [JSON] [--readme FILE] [--plots FOLDER]`.
 
 Without options it prints the Markdown table. `--readme` puts its lines for the rectangle between the two
-`<!-- benchmarks -->` marks of a file, `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
+`<!-- benchmarks -->` marks of a file, unless the run was at uncommitted changes; `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import svg
-from names import COMPILED, FORWARD, NAIVE_1, NAIVE_C, PLAIN, TRAINING
+from names import COMPILED, DIRTY, FORWARD, NAIVE_1, NAIVE_C, PLAIN, TRAINING, UNKNOWN
 
 Record = dict[str, Any]
 NAIVE = {NAIVE_C: "x naive C", NAIVE_1: "x naive 1", COMPILED: "x compiled"}
@@ -175,6 +175,14 @@ def where(machine: dict[str, Any]) -> str:
     return f"{here}; torch {machine['torch']}; commit {machine['commit']}"
 
 
+def unfit(machine: dict[str, Any]) -> str:
+    """Why figures of this run must not go into the documentation, "" if they may."""
+    commit = machine["commit"]
+    if commit == UNKNOWN or commit.endswith(DIRTY):
+        return f"not fit for the README: measured at commit {commit}, commit what was measured first"
+    return ""
+
+
 def put_between(parser: argparse.ArgumentParser, readme: Path, mark: str, text: str) -> None:
     """Replace what stands between the two lines `mark`."""
     before, first, rest = readme.read_text().partition(mark)
@@ -194,6 +202,8 @@ def main() -> None:
     content = json.loads(options.results.read_text())
     records = content["records"]
     networks = content.get("networks", [])
+    if options.readme and unfit(content["machine"]):
+        parser.error(unfit(content["machine"]))
     if options.readme and records:
         table = markdown(content["machine"], [r for r in records if r["mask"] == "rectangle"])
         put_between(parser, options.readme, MARK, table)

@@ -16,12 +16,14 @@ import baselines
 import harness
 import hybrid
 import torch
-from cases import IMAGE_SIZE, LAYERS, Problem, make_mask, network
-from names import COMPILED, FORWARD
+from layers import IMAGE_SIZE, LAYERS, Problem, make_mask, network
+from names import COMPILED, DIRTY, FORWARD, UNKNOWN
 
 import pconv_ext
 
 BACKENDS = {"cpu": ["cpu"], "cuda": ["triton", "cuda"]}  # in the order of "auto"
+#: Changes that no figure depends on, as patterns of git.
+NO_PART_OF_IT = (":!*.md", ":!benchmarks/results", ":!tests")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -220,10 +222,17 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout; where that has no history, what the variable COMMIT says."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Of the checkout, with "-dirty" where what is measured has changed since; without history what COMMIT says."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", *NO_PART_OF_IT)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("COMMIT", "unknown")
-    return done.stdout.strip()
+        return os.environ.get("COMMIT", UNKNOWN)
+    return f"{commit}{DIRTY}" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
