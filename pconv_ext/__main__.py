@@ -6,6 +6,11 @@ from ._extras import require
 
 
 def main() -> None:
+    if sys.argv[1:] == ["info"]:  # the one command that needs no extra
+        from .info import report
+
+        print(report())
+        return
     try:
         require("pconv-ext", "typer")
     except ImportError as error:

@@ -51,6 +51,18 @@ def _build() -> tuple[str, int, int]:
     return cuda.build_of(LIBRARY)
 
 
+def library_build() -> str:
+    """What the library was built for and with, or why it is not there; never raises."""
+    if REASON:
+        return REASON
+    try:
+        architectures, toolkit, driver = _build()
+    except (AttributeError, OSError) as error:
+        return f"{LIBRARY} cannot be loaded: {error}"
+    known = f"the driver knows CUDA {_version(driver)}" if driver else "no driver"
+    return f"for {architectures} with CUDA {_version(toolkit)}; {known}"
+
+
 def unsupported(architectures: str, toolkit: int, driver: int, capability: tuple[int, int]) -> str:
     """Why code built for `architectures`, as in TORCH_CUDA_ARCH_LIST, does not run on a GPU; "" if it does.
 

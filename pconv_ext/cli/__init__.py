@@ -1,4 +1,4 @@
-"""The commands, one file each: train, evaluate, ablate, inpaint.
+"""The commands, one file each: train, evaluate, ablate, inpaint, info.
 
 A command raises what the functions it calls raise. `run` makes one line on standard error of it and exits
 with 1; warnings are one line each too.
@@ -16,6 +16,7 @@ import typer
 
 from .ablate import ablate
 from .evaluate import evaluate
+from .info import info
 from .inpaint import inpaint
 from .train import train
 
@@ -42,6 +43,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(ablate)
 app.command()(inpaint)
+app.command()(info)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

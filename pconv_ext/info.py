@@ -1,0 +1,82 @@
+"""What is installed here and what runs: `python -m pconv_ext info`. Needs torch alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ._backends import backends
+from ._cuda import library_build
+
+#: Distributions whose versions decide what works.
+PACKAGES = ("numpy", "triton", "torchvision", "typer")
+#: Processor features that kernels here or in torch are chosen by, as Linux calls them.
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile")
+#: Environment variables that change which kernels run, or on how many threads.
+VARIABLES = ("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+
+
+def report() -> str:
+    """Versions, backends and why some are missing, processor, instruction set, threads: a line each."""
+    rows = [*_versions(), *_processor(), *_gpus(), *_variables()]
+    rows += [
+        (f"backend {name}", "available" if available else f"not available: {reason}")
+        for name, (available, reason) in backends().items()
+    ]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "pconv_ext", f"{_version('pconv_ext')} in {Path(__file__).parent}"
+    yield "Python", f"{platform.python_version()} in {sys.prefix}, {platform.platform()}"
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
+    yield "torch", f"{torch.__version__}, built for {built_for}"
+    for package in PACKAGES:
+        yield package, _version(package)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> Iterator[tuple[str, str]]:
+    file = Path("/proc/cpuinfo")
+    told = dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "processor", f"{told.get('model name', platform.machine())}, {cores} cores for this process"
+    present = told.get("flags", told.get("Features", "")).split()
+    yield "features", " ".join(name for name in FEATURES if name in present) or "unknown"
+    yield "instruction set", f"{_instruction_set()} (torch: {torch.backends.cpu.get_cpu_capability()})"
+    yield "threads", f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them"
+
+
+def _instruction_set() -> str:
+    try:
+        from . import _C
+    except ImportError:
+        return "none, the CPU kernels are not there"
+    return str(_C.instruction_set)
+
+
+def _gpus() -> Iterator[tuple[str, str]]:
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        yield f"GPU {i}", f"{torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
+    yield "CUDA kernels", library_build()
+
+
+def _variables() -> Iterator[tuple[str, str]]:
+    for name in VARIABLES:
+        if name in os.environ:
+            yield name, os.environ[name]
