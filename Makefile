@@ -1,6 +1,6 @@
-# make test and make bench do all the set-up themselves: a virtual environment in .venv, torch if it lacks one, and
-# pconv_ext. VENV= names another environment (one that has a torch >= 2.11 keeps it), PYTHON= the interpreter that
-# makes it, TORCH= what to install as torch, ARGS= what else to tell pytest.
+# make test and make bench do all the set-up themselves: a virtual environment in .venv, the newest torch that the index
+# has if it lacks one, and pconv_ext. VENV= names another environment (one that has a torch >= 2.11 keeps it), PYTHON= the
+# interpreter that makes it, TORCH= what to install as torch, ARGS= what else to tell pytest.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.11
@@ -11,13 +11,22 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 PY := $(shell find buildtools kernels pconv_ext -name '*.py')
 SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
 
-.PHONY: test bench lint format typecheck dist wheel-check triton-check clean
+# The compilers whose machine code is checked, and the oldest Triton supported. A user's are whatever they have.
+COMPILERS := build/compilers
+TRITON_PINNED := triton==3.6.0
+NVCC = $(abspath $(COMPILERS))/nvcc/nvidia/cu13
+NVCC_PINNED := nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
+
+.PHONY: test bench check check-all lint format typecheck dist deep wheel-check clean
 
 test: $(VENV)/.pconv_ext
 	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/.pconv_ext
 	$(BIN)/pytest benchmarks --benchmark-only $(ARGS)
+
+# What a change must pass beside make test, and a user need not wait for.
+check: lint typecheck dist deep
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,11 +44,18 @@ typecheck: $(VENV)/.dev
 # The wheel is built from the sdist, so an sdist that lacks a file fails here. pip builds it, because pip's isolated
 # build finds the torch of this environment, where `python -m build` would download another; without its cache, because
 # that knows an sdist by its name and returns the wheel of an earlier one.
-dist: $(VENV)/.dev
+dist: $(VENV)/.dev $(COMPILERS)/.ready
 	rm -rf dist *.egg-info
 	$(BIN)/python -m build --sdist
-	$(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/pconv_ext-*.tar.gz
-	$(BIN)/python buildtools/check_dist.py
+	CUDA_HOME=$(NVCC) $(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/pconv_ext-*.tar.gz
+	CUDA_HOME=$(NVCC) $(BIN)/python buildtools/check_dist.py
+	rm -rf $(COMPILERS)/wheel
+	$(BIN)/python -m zipfile -e dist/pconv_ext-*.whl $(COMPILERS)/wheel
+
+# Machine code, emulated GPUs in full, slower instruction sets, the interpreter of the oldest Triton.
+deep: dist
+	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(ARGS)
+	PYTHONPATH=$(COMPILERS)/triton $(BIN)/pytest tests/test_triton.py $(ARGS)
 
 # One wheel in the oldest torch and in the newest, each in a new environment: downloads several GB.
 wheel-check: dist
@@ -51,27 +67,28 @@ wheel-check: dist
 		build/wheel-check/bin/pytest $(ARGS); \
 	done; rm -rf build/wheel-check
 
-# The oldest Triton supported, beside whichever the tests found: its interpreter and its compiler.
-triton-check: $(VENV)/.pconv_ext
-	rm -rf build/triton
-	$(BIN)/pip install --no-deps --target build/triton "triton==3.6.*"
-	PYTHONPATH=build/triton $(BIN)/pytest tests/test_triton.py tests/test_compiled.py $(ARGS)
-
 clean:
 	rm -rf build dist *.egg-info pconv_ext/*.so .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-$(BIN)/python:
+$(BIN)/pip:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('Python >= 3.10 is needed, not ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first: the build then uses it instead of downloading one of its own. It is named again, because every
-# torchvision fits one torch, and pip would otherwise take the newest of both.
-$(VENV)/.pconv_ext: $(SOURCES) | $(BIN)/python
+# torchvision fits one torch, and pip would otherwise take the newest of both; without what stands behind a "+", which
+# is the builder's and in no index.
+$(VENV)/.pconv_ext: $(SOURCES) | $(BIN)/pip
 	$(BIN)/pip install "$(TORCH)"
-	$(BIN)/pip install ".[test,bench]" "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+	$(BIN)/pip install ".[test,bench]" "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.pconv_ext
 	$(BIN)/pip install ".[dev]"
+	touch $@
+
+$(COMPILERS)/.ready: Makefile | $(BIN)/pip
+	rm -rf $(COMPILERS)
+	$(BIN)/pip install --no-deps --target $(COMPILERS)/triton "$(TRITON_PINNED)"
+	$(BIN)/pip install --no-deps --target $(COMPILERS)/nvcc $(NVCC_PINNED)
 	touch $@

@@ -17,7 +17,11 @@ COMPILED = [
     for name, (available, _) in pconv_ext.backends().items()
     if available and name != "reference" and not (name == "triton" and _triton.INTERPRETED)
 ]
-every_backend = pytest.mark.parametrize("backend", COMPILED)
+#: All cases of an operator on a GPU are thousands of kernels for Triton to compile, so they are deep there.
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=() if name == "cpu" else pytest.mark.deep) for name in COMPILED],
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 MASK_DTYPES = [torch.bool, torch.uint8, *DTYPES]

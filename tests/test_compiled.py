@@ -1,5 +1,9 @@
-"""What Triton's compiler makes of the kernels for sm_80 and sm_90, which no GPU is needed to see."""
+"""What Triton's compiler makes of the kernels for sm_80 and sm_90, which no GPU is needed to see.
 
+Other versions make other code, so it is that of the Makefile: `make deep` brings it.
+"""
+
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -8,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.deep
+
+PINNED = "3.6.0"
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "compiled.py"
 #: The least that a block may use on any chip of the generation: sm_86, sm_89 and sm_120 have 99 KiB.
 SHARED_LIMIT = 99 * 1024
@@ -19,6 +26,8 @@ UNTUNED = ("wide", "odd channels")
 @pytest.fixture(scope="module", params=[80, 90], ids=["sm_80", "sm_90"])
 def kernels(request, tmp_path_factory):
     """Figures of every kernel and every configuration, compiled in a process without the interpreter."""
+    found = importlib.metadata.version("triton")
+    assert found == PINNED, f"what is asserted is true of Triton {PINNED}, this is {found}: make deep"
     output = tmp_path_factory.mktemp("compiled") / "figures.json"
     run = subprocess.run(
         [sys.executable, SCRIPT, "--brief", "--capability", str(request.param), "--output", output],

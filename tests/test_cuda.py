@@ -3,10 +3,13 @@
 import pytest
 import test_triton
 import torch
+from emulated_cuda import deep_without_gpu
 from pconv_ext.kernels import launch, tuning
 from test_triton import *  # noqa: F403  (the tests, and the fixture that they are available)
 
 from pconv_ext import _cuda, _triton
+
+pytestmark = [*deep_without_gpu]
 
 
 @pytest.fixture(autouse=True)

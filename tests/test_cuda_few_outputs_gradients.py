@@ -5,13 +5,14 @@ import test_partial_conv2d
 import test_upcat_partial_conv2d
 import torch
 from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, laid_out, mask_of, randn, rubbish
-from emulated_cuda import Counted
+from emulated_cuda import Counted, deep_without_gpu
 from pconv_ext.kernels import kernel_set, operators
 from tolerances import GPU_TOLERANCES, TF32
 
 import pconv_ext
 from pconv_ext import _triton, reference
 
+pytestmark = [*deep_without_gpu]
 BACKEND = "triton"  # in whose place the kernels are put, as in test_cuda.py
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -5,6 +5,8 @@ import ctypes
 import emulated_cuda
 import pytest
 
+pytestmark = pytest.mark.deep
+
 # Each is a kernel's body for 2 blocks of 64 threads: t the thread, b the block, s shared and g global memory.
 BODIES = {
     "block barrier": ("s[t] = t; __syncthreads(); g[b * 64 + t] = s[63 - t];", 0),

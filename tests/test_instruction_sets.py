@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.deep
+
 OPERATORS = ["test_partial_conv2d.py", "test_msfef.py", "test_upcat_partial_conv2d.py"]
 #: Torch's own names in ATEN_CPU_CAPABILITY, and what the kernels make of them.
 CAPABILITIES = {"default": "baseline", "avx2": "avx2"}

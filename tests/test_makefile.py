@@ -1,0 +1,45 @@
+"""make sets up an environment from any torch, and nothing in the checkout stands in the way of one pytest call."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("version", ["2.14.1+cu130", "2.13.0+cpu", "2.11.0", "2.15.0.dev20261130+cpu"])
+def test_the_installed_torch_is_kept_whatever_its_build(version, tmp_path):
+    """Indices know versions without the part behind a "+", which pip compares with the installed one's rest."""
+    bin_folder, site = tmp_path / "venv" / "bin", tmp_path / "site"
+    (site / "torch").mkdir(parents=True)
+    (site / "torch" / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    bin_folder.mkdir(parents=True)
+    asked = tmp_path / "asked"
+    for name, script in {"pip": f'echo "$@" >> {asked}', "python": f'exec {sys.executable} "$@"'}.items():
+        (bin_folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin_folder / name).chmod(0o755)
+    target = tmp_path / "venv" / ".pconv_ext"
+    run = subprocess.run(
+        ["make", f"VENV={target.parent}", str(target)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(site), "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = asked.read_text().splitlines()
+    assert first == "install torch>=2.11"
+    assert second == f"install .[test,bench] torch=={version.partition('+')[0]}"
+
+
+def test_modules_of_tests_and_benchmarks_have_different_names():
+    """pytest imports them by name: `pytest tests benchmarks`."""
+    files = [file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    names = Counter(file.stem for file in files if file.stem != "conftest")
+    assert [name for name, count in names.items() if count > 1] == []
