@@ -99,7 +99,7 @@ def _compare(
 def _inputs(layer: Any, device: torch.device, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """Features and masks by name: valid, with holes of which one is larger than a window, and one hole."""
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    height, width = (size + n * step for size, n, step in zip(reach, (3, 5), layer.stride, strict=True))
+    height, width = (size + n * step for size, n, step in zip(reach, (2, 3), layer.stride, strict=True))
     shape = (3, layer.in_channels, height, width)
     masks = {}
     for name, planes in {"with a mask of all channels": shape[1], "with a mask of one plane": 1}.items():

@@ -23,12 +23,13 @@ def replace_partial_convs(model: nn.Module, *, backend: str = "auto") -> nn.Modu
     PConvBlock or PartialConvLayer. It is replaced only if
 
     - all its parameters, buffers, submodules, attributes and overridden methods are those of a layer in the
-      table at the top of `pconv_ext.compat`, in two dimensions, with zero padding in the convolution or before;
+      table at the top of `pconv_ext.compat`, in two dimensions; padding is of zeros, in the convolution or
+      before it;
     - nothing hangs on it that would be lost: hooks of any kind, a weight that would have to be rescaled and
       is shared with another layer;
-    - copies of it, one of them converted, give the same outputs and masks, to 1e-5 of the largest output. They
-      are compared in float64, in evaluation and in training mode, on small random inputs with and without
-      holes, under masks of one plane and of all channels. Masks are zeros and ones.
+    - copies of it, one of them converted, give the same outputs and masks, to 1e-5 of the largest output.
+      They are compared in float64, in evaluation and in training mode, on small random inputs with and
+      without holes, under masks of one plane and of all channels. Masks are zeros and ones.
 
     Every other layer is left as it is, with a warning that names what was not understood, the hooks or the
     difference. Parameters stay the same objects with their dtype, device and requires_grad, except weights of
@@ -80,9 +81,9 @@ def _replacement(layer: nn.Module, backend: str, uses: Counter[int]) -> nn.Modul
     if form is None:
         names = (*layer._parameters, *layer._buffers, *layer._modules)
         return f"not recognised: none of the known layers with {', '.join(names) or 'nothing'}"
-    names = forms.not_understood(layer, form)
-    if names:
-        return f"not recognised: {', '.join(names)}"
+    unknown = forms.not_understood(layer, form)
+    if unknown:
+        return f"not recognised: {', '.join(unknown)}"
     hooks = forms.hooks(layer, form)
     if hooks:
         return f"it carries hooks: {', '.join(hooks)}"

@@ -90,8 +90,8 @@ def _is_pair(state_dict: Mapping[str, Tensor], prefix: str, conv: str, mask: str
 def _choice(key: str, others: int) -> str:
     more = f" (and of {others} more)" if others else ""
     return (
-        f"convert_state_dict: keys do not tell whether the layer of '{key}'{more} multiplies by sum(1). Look at "
-        "how its class divides by the sum of the mask: if it also multiplies by slide_winsize (C_in * kh * kw), "
-        "pass scaled_by_window=True; if it only divides, as naoto0804's and climatereconstructionAI's do, pass "
-        "scaled_by_window=False"
+        f"convert_state_dict: keys do not tell whether the layer of '{key}'{more} multiplies by sum(1). Look "
+        "at how its class divides by the sum of the mask: if it also multiplies by slide_winsize, or C_in * "
+        "kh * kw, pass scaled_by_window=True; if it only divides, as naoto0804's and "
+        "climatereconstructionAI's do, pass scaled_by_window=False"
     )
