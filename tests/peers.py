@@ -173,6 +173,8 @@ def xyf():
     return PartialConv2d
 
 
+#: naoto0804's layer as a block.
+NAOTO_BLOCK = type("PartialConv", (PConvBlock,), {})
 NAOTO_OLD = pair("PartialConv", "input_conv", "mask_conv")
 NAOTO_NEW = pair("PConv2d", "conv2d", "mask2d")
 PHOTO_3D = pair("PartialConv", "input_conv", "mask_conv", scaled=True)
@@ -186,6 +188,8 @@ LAYERS = {
     "mmagic, channels": (mmagic()(4, 6, 3, 2, 1, bias=False, multi_channel=True), "channels"),
     "naoto0804": (NAOTO_OLD(4, 6, 5, 2, 2), "channels"),
     "naoto0804, later": (NAOTO_NEW(4, 6, 3, 1, 1), "channels"),
+    "naoto0804, norm inside": (NAOTO_BLOCK(4, 6, 3, bn=True), "channels"),
+    "naoto0804, padding outside": (NAOTO_BLOCK(4, 6, 5, 2, (2, 2)), "channels"),
     "3d-photo": (PHOTO_3D(4, 6, 3, 2, 1), "channels"),
     "3d-photo, no bias": (PHOTO_3D(4, 6, 5, 1, 4, dilation=2, bias=False), "channels"),
     "climate": (PConvBlock(4, 6, 5, 2, (2, 2)), "channels"),
