@@ -1,8 +1,4 @@
-"""Loading checkpoints of other implementations and replacing their layers.
-
-The classes below are look-alikes: the names, keys and calling conventions of the public ones, the
-computation ours.
-"""
+"""Loading checkpoints of other implementations and replacing their layers, look-alikes in peers.py."""
 
 import copy
 import warnings
@@ -10,104 +6,14 @@ import warnings
 import pytest
 import torch
 from cases import mask_of
-from published import published_partial_conv2d
+from peers import LAYERS, UNSCALED
 from torch import nn
 
 import pconv_ext
 from pconv_ext import PartialConv2d, replace_partial_convs
 from pconv_ext.compat import convert_state_dict
 
-
-def nvidia():
-    class PartialConv2d(nn.Conv2d):
-        def __init__(self, *args, multi_channel=False, return_mask=False, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.multi_channel, self.return_mask = multi_channel, return_mask
-
-        def forward(self, input, mask_in=None):
-            result = published_partial_conv2d(
-                input, mask_in, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-                multi_channel=self.multi_channel,
-            )  # fmt: skip
-            return result if self.return_mask else result[0]
-
-    return PartialConv2d
-
-
-def mmagic():
-    class PartialConv2d(nn.Conv2d):
-        def __init__(self, *args, multi_channel=False, eps=1e-8, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.multi_channel, self.eps = multi_channel, eps
-            planes = (self.out_channels, self.in_channels) if multi_channel else (1, 1)
-            self.register_buffer("weight_mask_updater", torch.ones(*planes, *self.kernel_size))
-
-        def forward(self, input, mask=None, return_mask=True):
-            if mask is None:
-                return super().forward(input)
-            result = published_partial_conv2d(
-                input, mask, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-                multi_channel=self.multi_channel,
-            )  # fmt: skip
-            return result if return_mask else result[0]
-
-    return PartialConv2d
-
-
-def naoto(name, conv, mask_conv):
-    def __init__(self, c_in, c_out, k, stride=1, padding=0):
-        nn.Module.__init__(self)
-        setattr(self, conv, nn.Conv2d(c_in, c_out, k, stride, padding))
-        setattr(self, mask_conv, nn.Conv2d(c_in, c_out, k, stride, padding, bias=name == "PConv2d"))
-        getattr(self, mask_conv).requires_grad_(False).weight.fill_(1)
-
-    def forward(self, input, mask):
-        features, ones = getattr(self, conv), getattr(self, mask_conv).weight
-        weight = features.weight / ones[0].numel()  # 1 / sum(M) instead of sum(1) / sum(M)
-        return published_partial_conv2d(
-            input, mask, weight, features.bias, features.stride, features.padding, multi_channel=True
-        )
-
-    return type(name, (nn.Module,), {"__init__": __init__, "forward": forward})
-
-
-def xyf():
-    class PartialConv2d(nn.Module):
-        def __init__(self, c_in, c_out, k, stride=1, padding=0, norm=None, activation=None):
-            super().__init__()
-            self.conv = nn.Conv2d(c_in, c_out, k, stride, padding, bias=False)
-            self.bias = nn.Parameter(torch.randn(c_out))
-            self.register_buffer("mask_conv_weight", torch.ones(c_out, c_in, k, k))
-            self.norm = nn.BatchNorm2d(c_out) if norm else None
-            self.activation = nn.LeakyReLU(0.2) if activation else None
-
-        def forward(self, X, mask):
-            out, new_mask = published_partial_conv2d(
-                X, mask, self.conv.weight, self.bias, self.conv.stride, self.conv.padding, multi_channel=True
-            )
-            for layer in (self.norm, self.activation):
-                out = out if layer is None else layer(out)
-            return out, new_mask
-
-    return PartialConv2d
-
-
-NAOTO_OLD = naoto("PartialConv", "input_conv", "mask_conv")
-NAOTO_NEW = naoto("PConv2d", "conv2d", "mask2d")
 X = (2, 4, 9, 8)
-
-#: peer, layer, kind of mask
-LAYERS = {
-    "nvidia": (nvidia()(4, 6, 3, 2, 1, return_mask=True), "random"),
-    "nvidia, no mask returned": (nvidia()(4, 6, (3, 5), padding=(1, 2), bias=False, groups=2), "random"),
-    "nvidia, channels": (nvidia()(4, 6, 3, dilation=2, multi_channel=True, return_mask=True), "channels"),
-    "mmagic": (mmagic()(4, 6, 3, 2, 1), "random"),
-    "mmagic, channels": (mmagic()(4, 6, 3, 2, 1, bias=False, multi_channel=True), "channels"),
-    "naoto0804": (NAOTO_OLD(4, 6, 5, 2, 2), "channels"),
-    "naoto0804, later": (NAOTO_NEW(4, 6, 3, 1, 1), "channels"),
-    "xyfJASON": (xyf()(4, 6, 3, 2, 1), "channels"),
-    "xyfJASON, norm": (xyf()(4, 6, 3, 2, 1, norm="bn", activation="leakyrelu"), "channels"),
-}
 every_layer = pytest.mark.parametrize("peer", LAYERS)
 
 
@@ -120,6 +26,11 @@ def instance(peer):
             if parameter.requires_grad:
                 parameter.normal_()
     return layer, planes
+
+
+def scaled_by_window(peer):
+    """What `convert_state_dict` has to be told."""
+    return True if peer.startswith("3d-photo") else False if peer.startswith(UNSCALED) else None
 
 
 def as_tuple(result):
@@ -157,7 +68,7 @@ def test_converted_state_dict_loads(peer):
     state = {f"encoder.0.{key}": value for key, value in old.state_dict().items()}
     state["head.conv.weight"] = torch.ones(1)
     before = {key: value.clone() for key, value in state.items()}
-    converted = convert_state_dict(state)
+    converted = convert_state_dict(state, scaled_by_window=scaled_by_window(peer))
     assert all(torch.equal(state[key], value) for key, value in before.items()), (
         "the argument is not modified"
     )
@@ -174,7 +85,7 @@ def test_state_dict_at_the_root_and_in_our_own_layer():
     x = torch.randn(X, dtype=torch.float64)
     mask = mask_of("channels", x).double()
     layer = PartialConv2d(4, 6, 5, 2, 2, multi_channel=True, return_mask=True).double()
-    converted = convert_state_dict(old.state_dict())
+    converted = convert_state_dict(old.state_dict(), scaled_by_window=False)
     assert list(converted) == ["weight", "bias"]
     layer.load_state_dict(converted)
     assert_equal_results(layer(x, mask), old(x, mask))
@@ -199,7 +110,8 @@ def test_keys_of_whole_networks():
             "generator.enc.enc1.conv.weight_mask_updater": one,
             "up.weight": one,
             "up._bias_view": one,
-        }
+        },
+        scaled_by_window=False,
     )
     assert list(converted) == [
         "enc_1.conv.weight",
@@ -229,7 +141,7 @@ def test_replacing_keeps_parameters_mode_and_grad_flags(peer):
     assert not new.weight.requires_grad
     assert new.weight.dtype == torch.float64
     assert new.weight.device == weight.device
-    kept = [weight, *others] if not peer.startswith("naoto") else others
+    kept = others if peer.startswith(UNSCALED) else [weight, *others]
     assert {id(parameter) for parameter in kept} <= {id(parameter) for parameter in new.parameters()}
 
 
@@ -257,34 +169,6 @@ def test_a_model_that_is_a_layer_is_returned_replaced():
     assert new.weight is old.weight
 
 
-def test_unknown_layers_of_these_names_stay_with_a_warning():
-    class PConv(nn.Conv2d):
-        """FasterNet's, for one, is something else."""
-
-    model = nn.Sequential(PConv(2, 2, 3))
-    layer = model[0]
-    with pytest.warns(UserWarning, match="0: PConv left as it is, not recognised"):
-        replace_partial_convs(model)
-    assert model[0] is layer
-
-
-def test_layers_with_hooks_stay_with_a_warning():
-    model = nn.Sequential(instance("nvidia")[0])
-    layer = model[0]
-    layer.register_forward_hook(lambda *args: None)
-    with pytest.warns(UserWarning, match="0: PartialConv2d left as it is, it carries hooks"):
-        replace_partial_convs(model)
-    assert model[0] is layer
-
-
-def test_nothing_is_replaced_if_one_layer_cannot_be():
-    model = nn.Sequential(instance("nvidia")[0], nvidia()(2, 2, 3, padding=1, padding_mode="reflect"))
-    layers = list(model)
-    with pytest.raises(ValueError, match="padding_mode"):
-        replace_partial_convs(model)
-    assert list(model) == layers
-
-
 @every_layer
 def test_replacing_is_silent_and_draws_no_random_numbers(peer):
     model = nn.Sequential(instance(peer)[0])
@@ -294,3 +178,100 @@ def test_replacing_is_silent_and_draws_no_random_numbers(peer):
         replace_partial_convs(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert pconv_ext.replace_partial_convs(model) is model, "twice is no error"
+
+
+def test_replacing_keeps_the_modes_of_frozen_norms():
+    model = nn.Sequential(instance("climate, norm")[0])
+    model[0].bn.eval()
+    norm = model[0].bn
+    replace_partial_convs(model)
+    assert model[0].training
+    assert model[0].bn is norm
+    assert not norm.training
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_replacing_keeps_dtypes(peer, dtype):
+    old = instance(peer)[0].to(dtype)
+    new = replace_partial_convs(nn.Sequential(old))[0]
+    assert isinstance(new, PartialConv2d)
+    assert {tensor.dtype for tensor in new.state_dict().values()} <= {dtype, torch.int64}
+
+
+@every_layer
+def test_replacing_leaves_the_old_layer_as_it_was(peer):
+    old, planes = instance(peer)
+    x = torch.randn(X, dtype=torch.float64)
+    old(x, mask_of(planes, x).double())  # fills caches
+    state = {key: value.clone() for key, value in old.state_dict().items()}
+    attributes = {name: value for name, value in vars(old).items() if not name.startswith("_")}
+    with torch.autocast("cpu", torch.bfloat16):
+        replace_partial_convs(nn.Sequential(old))
+    assert all(torch.equal(old.state_dict()[key], value) for key, value in state.items())
+    assert all(vars(old)[name] is value for name, value in attributes.items())
+    assert torch.is_grad_enabled()
+
+
+class TwoStages(nn.Module):
+    """Convolve, and convolve again under the updated mask; the layers are of the same peer."""
+
+    def __init__(self, peer):
+        super().__init__()
+        self.first = copy.deepcopy(LAYERS[peer][0])
+        self.second = copy.deepcopy(self.first)
+        self.between = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x, mask):
+        x, mask = self.first(x, mask)
+        return self.second(self.between(x), mask[:, :4])
+
+
+@pytest.mark.parametrize("peer", [peer for peer in LAYERS if peer != "nvidia, no mask returned"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_model_computes_the_same_before_and_after(peer, training):
+    model = TwoStages(peer).train(training)
+    x = torch.randn(3, 4, 33, 31)
+    mask = mask_of(LAYERS[peer][1], x).float()
+    mask[0, :, :25] = 0
+    mask[1] = 1
+    before = copy.deepcopy(model)(x, mask)
+    after = replace_partial_convs(model)(x, mask)
+    assert isinstance(model.second, PartialConv2d)
+    assert torch.equal(after[1], before[1])
+    assert (after[0] - before[0]).abs().max() <= 1e-5 * before[0].abs().max()
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="replace_partial_convs: backend must be"):
+        replace_partial_convs(nn.Sequential(instance("nvidia")[0]), backend="fast")
+
+
+def test_scaling_of_a_state_dict_is_asked_for():
+    keys = ("weight", "bias")
+    scaled, unscaled = instance("3d-photo")[0].state_dict(), instance("naoto0804")[0].state_dict()
+    assert [*scaled] == [*unscaled], "which is why it has to ask"
+    state = {f"net.{i}.{key}": value for i in (1, 2) for key, value in scaled.items()}
+    with pytest.raises(ValueError, match=r"'net\.1\.input_conv\.weight' \(and of 1 more\).*slide_winsize"):
+        convert_state_dict(state)
+    weight = scaled["input_conv.weight"]
+    kept = convert_state_dict(state, scaled_by_window=True)
+    assert [*kept] == [f"net.{i}.{key}" for i in (1, 2) for key in keys]
+    assert kept["net.1.weight"] is weight
+    divided = convert_state_dict(state, scaled_by_window=False)
+    assert torch.equal(divided["net.1.weight"], weight / (4 * 3 * 3))
+    assert divided["net.1.bias"] is kept["net.1.bias"]
+
+
+def test_a_state_dict_without_such_layers_needs_no_choice():
+    for choice in (None, False, True):
+        state = instance("xyfJASON, norm")[0].state_dict()
+        assert convert_state_dict(state, scaled_by_window=choice)["weight"] is state["conv.weight"]
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.randn(2, 3, 3, 3), torch.ones(2, 3, 3, 3, 3)], ids=["gated", "three dimensions"]
+)
+def test_convolutions_of_these_names_that_are_something_else_are_left_alone(mask):
+    state = {"a.input_conv.weight": torch.ones_like(mask), "a.mask_conv.weight": mask}
+    assert convert_state_dict(state) == state
