@@ -21,8 +21,8 @@ import gpu_report
 import network
 import report
 import torch
-from layers import MSFEF, PARTIAL_CONV, UPCAT
 from gpu_tools import Deadline, TimeIsUp, require_gpu, write_json
+from layers import MSFEF, PARTIAL_CONV, UPCAT
 from names import FORWARD, TRAINING
 from runner import BACKENDS, DEFAULTS, Case, Settings, machine, measure
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import baselines
 import torch
-from layers import LAYERS, MSFEF
 from gpu_tools import Deadline, find_tool, require_gpu, run_limited, write_json
+from layers import LAYERS, MSFEF
 from runner import DEFAULTS, DTYPES, Case, build_problem, machine, our_backends
 from torch.profiler import ProfilerActivity, profile
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import baselines
 import torch
-from layers import LAYERS
 from gpu_tools import Deadline, find_tool, require_gpu, run_limited, write_json
+from layers import LAYERS
 from runner import BACKENDS, DTYPES, Case, build_problem, machine, our_backends
 
 # Every kind of kernel: 3 channels in, a general MSFEF, a map of few pixels, a decoder stage, 3 channels out.

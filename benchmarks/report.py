@@ -1,7 +1,8 @@
 """Tables and plots from a run's JSON: `python benchmarks/report.py [JSON] [--readme FILE] [--plots FOLDER]`.
 
 Without options it prints the Markdown table. `--readme` puts its lines for the rectangle between the two
-`<!-- benchmarks -->` marks of a file, unless the run was at uncommitted changes; `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
+`<!-- benchmarks -->` marks of a file, unless the run was at uncommitted changes; `--plots` writes
+`speedup.svg` and, of a run with --full, `sweeps.svg`.
 """
 
 from __future__ import annotations

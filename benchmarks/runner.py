@@ -222,7 +222,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout, with "-dirty" where what is measured has changed since; without history what COMMIT says."""
+    """Of the checkout, "-dirty" where it has changed since. Without history what COMMIT says."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", ".", *NO_PART_OF_IT)

@@ -52,9 +52,7 @@ def _build() -> tuple[str, int, int]:
 
 
 def library_build() -> str:
-    """What the library was built for and with, or why it is not there; never raises."""
-    if REASON:
-        return REASON
+    """What the library, where there is one, was built for and with; never raises."""
     try:
         architectures, toolkit, driver = _build()
     except (AttributeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -12,15 +13,31 @@ from pathlib import Path
 
 import torch
 
+from . import _cuda
 from ._backends import backends
-from ._cuda import library_build
 
 #: Distributions whose versions decide what works.
 PACKAGES = ("numpy", "triton", "torchvision", "typer")
 #: Processor features that kernels here or in torch are chosen by, as Linux calls them.
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile")
+FEATURES = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+)
 #: Environment variables that change which kernels run, or on how many threads.
-VARIABLES = ("ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "TRITON_INTERPRET",
+)
 
 
 def report() -> str:
@@ -52,28 +69,33 @@ def _version(package: str) -> str:
 
 def _processor() -> Iterator[tuple[str, str]]:
     file = Path("/proc/cpuinfo")
-    told = dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    told = (
+        dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processor", f"{told.get('model name', platform.machine())}, {cores} cores for this process"
-    present = told.get("flags", told.get("Features", "")).split()
+    present = (told.get("flags") or told.get("Features") or "").split()
     yield "features", " ".join(name for name in FEATURES if name in present) or "unknown"
     yield "instruction set", f"{_instruction_set()} (torch: {torch.backends.cpu.get_cpu_capability()})"
-    yield "threads", f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them"
+    yield (
+        "threads",
+        f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them",
+    )
 
 
 def _instruction_set() -> str:
     try:
-        from . import _C
+        return str(importlib.import_module("pconv_ext._C").instruction_set)
     except ImportError:
         return "none, the CPU kernels are not there"
-    return str(_C.instruction_set)
 
 
 def _gpus() -> Iterator[tuple[str, str]]:
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         yield f"GPU {i}", f"{torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
-    yield "CUDA kernels", library_build()
+    if not _cuda.REASON:
+        yield "CUDA kernels", _cuda.library_build()
 
 
 def _variables() -> Iterator[tuple[str, str]]:

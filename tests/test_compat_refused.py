@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from pconv_ext import PartialConv2d, replace_partial_convs
+from pconv_ext.compat import convert_state_dict
 
 NVIDIA = nvidia()
 
@@ -341,3 +342,18 @@ def test_the_default_dtype_does_not_matter():
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(isinstance(layer, PartialConv2d) for layer in model)
+
+
+def test_float16_weights_that_would_lose_their_digits():
+    """Divided by C k k = 9216 they are subnormal."""
+    layer = NAOTO_OLD(1024, 2, 3)
+    with torch.no_grad():
+        layer.input_conv.weight.normal_().mul_(0.05)
+    state = layer.half().state_dict()
+    with pytest.raises(ValueError, match=r"input_conv.weight: divided by 9216, float16 weights lose"):
+        convert_state_dict(state, scaled_by_window=False)
+    assert convert_state_dict(state, scaled_by_window=True)["weight"] is state["input_conv.weight"]
+    model = nn.Sequential(layer)
+    with pytest.warns(UserWarning, match="0: PartialConv left as it is, input_conv.weight: divided by 9216"):
+        replace_partial_convs(model)
+    assert model[0] is layer

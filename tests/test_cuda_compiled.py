@@ -1,7 +1,7 @@
 """What nvcc makes of the CUDA kernels, which no GPU is needed to see.
 
-Other versions make other code, so the library is the one that `make dist` has built with the Makefile's: `make deep`
-names it in PCONV_EXT_TEST_WHEEL, the folder of an unpacked wheel.
+Other versions make other code, so the library is the one that `make dist` has built with the Makefile's:
+`make deep` names it in PCONV_EXT_TEST_WHEEL, the folder of an unpacked wheel.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""make sets up an environment from any torch, and nothing in the checkout stands in the way of one pytest call."""
+"""make sets up an environment from any torch, and one pytest call can take tests and benchmarks."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("version", ["2.14.1+cu130", "2.13.0+cpu", "2.11.0", "2.15.0.dev20261130+cpu"])
 def test_the_installed_torch_is_kept_whatever_its_build(version, tmp_path):
-    """Indices know versions without the part behind a "+", which pip compares with the installed one's rest."""
+    """No index has the part of a version behind a "+"; pip compares the rest with what is installed."""
     bin_folder, site = tmp_path / "venv" / "bin", tmp_path / "site"
     (site / "torch").mkdir(parents=True)
     (site / "torch" / "__init__.py").write_text(f"__version__ = {version!r}\n")

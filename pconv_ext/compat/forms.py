@@ -12,7 +12,7 @@ from torch import nn
 
 from ..modules import PartialConv2d
 from .layers import MMagicPartialConv2d, NormActPartialConv2d
-from .state_dicts import CONV_PAIRS
+from .state_dicts import CONV_PAIRS, rescaled
 
 Layer = TypeVar("Layer", bound=PartialConv2d)
 
@@ -190,7 +190,8 @@ def _pair(conv_name: str, mask_name: str) -> Form:
         conv, mask = old._modules[conv_name], old._modules[mask_name]
         weight, factor = conv.weight, _factor(old, form)
         if factor != 1:
-            weight = nn.Parameter(weight.detach() * factor, requires_grad=weight.requires_grad)
+            scaled = rescaled(weight.detach(), factor, f"{conv_name}.weight")
+            weight = nn.Parameter(scaled, requires_grad=weight.requires_grad)
         return _like_conv(
             conv,
             weight,

@@ -93,7 +93,10 @@ def _replacement(layer: nn.Module, backend: str, uses: Counter[int]) -> nn.Modul
     reason = probe.difference(layer, form)
     if reason:
         return reason
-    new = form.convert(layer, backend)
+    try:
+        new = form.convert(layer, backend)
+    except ValueError as error:
+        return str(error)
     new.training = layer.training  # not train(), a norm may be frozen
     return new
 

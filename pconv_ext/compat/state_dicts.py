@@ -38,7 +38,8 @@ def convert_state_dict(
         The converted dict, in the order of `state_dict`.
 
     Raises:
-        ValueError: a layer is there for which `scaled_by_window` decides, and it is None.
+        ValueError: a layer is there for which `scaled_by_window` decides, and it is None; or its weights are
+            float16 and too small to be divided.
     """
     pairs = {
         key.removesuffix(f"{mask}.weight"): (conv, mask)
@@ -63,10 +64,27 @@ def convert_state_dict(
         if not scaled_by_window:
             windows[f"{prefix}{conv}.weight"] = state_dict[f"{prefix}{mask}.weight"][0].numel()
     return {
-        renamed.get(key, key): value / windows[key] if key in windows else value
+        renamed.get(key, key): rescaled(value, 1 / windows[key], key) if key in windows else value
         for key, value in state_dict.items()
         if key not in dropped and not any(_is_key(key, name) for name in _DROPPED)
     }
+
+
+def rescaled(weight: Tensor, factor: float, name: str) -> Tensor:
+    """`weight` times `factor`.
+
+    Raises:
+        ValueError: float16 has no such small numbers, and digits would be lost.
+    """
+    result = weight * factor
+    if result.dtype == torch.float16:
+        exact = weight.float() * factor
+        if ((result.float() - exact).abs() > torch.finfo(result.dtype).eps * exact.abs()).any():
+            raise ValueError(
+                f"{name}: divided by {1 / factor:g}, float16 weights lose their digits; convert them to "
+                "float32 first"
+            )
+    return result
 
 
 def _is_key(key: str, name: str) -> bool:
