@@ -22,6 +22,8 @@ every_backend = pytest.mark.parametrize(
     "backend",
     [pytest.param(name, marks=() if name == "cpu" else pytest.mark.deep) for name in COMPILED],
 )
+#: For tests of a GPU's kernels: there they take seconds, in Triton's interpreter and the emulator minutes.
+deep_without_gpu = () if torch.cuda.is_available() else (pytest.mark.deep,)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 MASK_DTYPES = [torch.bool, torch.uint8, *DTYPES]

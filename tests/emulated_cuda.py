@@ -4,12 +4,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-import torch
-
-#: For tests of the CUDA kernels: on a GPU they take seconds, in the emulator minutes.
-deep_without_gpu = () if torch.cuda.is_available() else (pytest.mark.deep,)
-
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 RACES = Path(__file__).with_name("emulated_races.cpp")
 # -fsanitize=thread puts the calls into the code that emulated_races.cpp defines.

@@ -3,7 +3,7 @@
 import pytest
 import test_triton
 import torch
-from emulated_cuda import deep_without_gpu
+from cases import deep_without_gpu
 from pconv_ext.kernels import launch, tuning
 from test_triton import *  # noqa: F403  (the tests, and the fixture that they are available)
 

@@ -5,8 +5,20 @@ tests/test_cuda.py runs it too, wherever an operator of test_triton.py has few c
 
 import pytest
 import torch
-from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, kernel, laid_out, mask_of, randn, rubbish
-from emulated_cuda import Counted, deep_without_gpu
+from cases import (
+    DEVICE_OF,
+    LAYOUTS,
+    MASK_DTYPES,
+    PLANES,
+    deep_without_gpu,
+    holes_of,
+    kernel,
+    laid_out,
+    mask_of,
+    randn,
+    rubbish,
+)
+from emulated_cuda import Counted
 from tolerances import TF32, assert_close
 
 import pconv_ext

@@ -5,8 +5,19 @@ tests/test_cuda.py runs it too, wherever a test asks for no gradient of x with f
 
 import pytest
 import torch
-from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, kernel, laid_out, randn, rubbish
-from emulated_cuda import Counted, deep_without_gpu
+from cases import (
+    DEVICE_OF,
+    LAYOUTS,
+    MASK_DTYPES,
+    PLANES,
+    deep_without_gpu,
+    holes_of,
+    kernel,
+    laid_out,
+    randn,
+    rubbish,
+)
+from emulated_cuda import Counted
 from pconv_ext.kernels import few_inputs_gradients, plan
 from test_cuda_few_inputs import features
 from tolerances import TF32, assert_close

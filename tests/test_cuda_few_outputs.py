@@ -4,8 +4,8 @@ import pytest
 import test_partial_conv2d
 import test_upcat_partial_conv2d
 import torch
-from cases import LAYOUTS, MASK_DTYPES, PLANES, holes_of, laid_out, mask_of, rubbish
-from emulated_cuda import Counted, deep_without_gpu
+from cases import LAYOUTS, MASK_DTYPES, PLANES, deep_without_gpu, holes_of, laid_out, mask_of, rubbish
+from emulated_cuda import Counted
 from tolerances import TF32, assert_close
 
 import pconv_ext

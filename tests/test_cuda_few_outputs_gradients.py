@@ -4,8 +4,19 @@ import pytest
 import test_partial_conv2d
 import test_upcat_partial_conv2d
 import torch
-from cases import DEVICE_OF, LAYOUTS, MASK_DTYPES, PLANES, holes_of, laid_out, mask_of, randn, rubbish
-from emulated_cuda import Counted, deep_without_gpu
+from cases import (
+    DEVICE_OF,
+    LAYOUTS,
+    MASK_DTYPES,
+    PLANES,
+    deep_without_gpu,
+    holes_of,
+    laid_out,
+    mask_of,
+    randn,
+    rubbish,
+)
+from emulated_cuda import Counted
 from pconv_ext.kernels import kernel_set, operators
 from tolerances import GPU_TOLERANCES, TF32
 

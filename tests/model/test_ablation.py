@@ -62,6 +62,7 @@ def test_the_papers_table(settings, tmp_path):
         assert [one.images for one in report.bins] == [2] * 5
 
 
+@pytest.mark.deep
 def test_nothing_is_done_twice(settings, tmp_path, monkeypatch):
     first = quietly(settings, tmp_path)
     states = {one.folder: (tmp_path / one.folder / "state.pt").stat().st_mtime_ns for one in CONFIGURATIONS}
@@ -79,6 +80,7 @@ def test_nothing_is_done_twice(settings, tmp_path, monkeypatch):
     assert all(one.images == 1 for report in fewer.values() for one in report.bins)
 
 
+@pytest.mark.deep
 def test_killed_and_given_again(settings, pictures, tmp_path):
     arguments = ["ablate", pictures, "--vgg16", settings["vgg16"], "--epochs=1", "--no-lpips", "--workers=0"]
     arguments += ["--size=16", "--width=2", "--depth=3", "--msfef-stages=1", "--batch-size=4", "--lr=0.01"]
@@ -92,6 +94,7 @@ def test_killed_and_given_again(settings, pictures, tmp_path):
     assert "| L2 (All loss + No MSFEF) |" in (tmp_path / "ablation.md").read_text()
 
 
+@pytest.mark.deep
 def test_a_diverging_row_is_left_out(settings, tmp_path, monkeypatch):
     whole = pconv_ext.ablation.train_in
 

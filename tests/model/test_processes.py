@@ -94,6 +94,7 @@ def machines(rank, size, port, root, resume):
         assert train(settings, root / f"machine{rank}", resume=resume, device="cpu")
 
 
+@pytest.mark.deep
 def test_machines_need_no_common_folder(pictures, tmp_path):
     for resume in (False, True):
         torch.multiprocessing.spawn(machines, (2, free_port(), tmp_path, resume), nprocs=2)
@@ -101,6 +102,7 @@ def test_machines_need_no_common_folder(pictures, tmp_path):
     assert not (tmp_path / "machine1" / "state.pt").exists()
 
 
+@pytest.mark.deep
 def test_an_error_of_the_first_process_is_told_once(pictures, tmp_path):
     (tmp_path / "run").write_text("a file")
     launch = f"torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m run_command"

@@ -45,6 +45,7 @@ def position(folder):
     return progress["epoch"], progress["step"]
 
 
+@pytest.mark.deep
 def test_killed_at_any_moment(pictures, tmp_path):
     """kill -9 again and again, a random moment after a new checkpoint."""
     begin = ["train", pictures, *OPTIONS, "--batch-size=3", "--save-every=1", "--patience=0"]
@@ -66,6 +67,7 @@ def test_killed_at_any_moment(pictures, tmp_path):
     assert_same_training(folder, tmp_path / "whole")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save(pictures, tmp_path, number):
     """Ctrl-C and what schedulers send: a checkpoint of that very step and exit code 130."""
