@@ -2,8 +2,10 @@
 
 import glob
 import os
+import shlex
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -34,6 +36,21 @@ CXX_FLAGS = [
 ]
 
 
+def missing(torch_folder: str | None) -> str:
+    """What a build needs and does not find, and where to get it; "" if all is there."""
+    compiler, headers = os.environ.get("CXX", "c++"), sysconfig.get_path("include")
+    if not shutil.which((shlex.split(compiler) or [""])[0]):
+        return f"no C++ compiler {compiler!r}: install g++ (Debian, Ubuntu: apt install g++), or set CXX"
+    if not Path(headers, "Python.h").is_file():
+        return f"no Python.h in {headers}: install Python's headers (Debian, Ubuntu: apt install python3-dev)"
+    if torch_folder is None:
+        return (
+            f"no {TORCH_REQUIREMENT} in this environment, which it is compiled against: install it first, or "
+            "leave out --no-build-isolation"
+        )
+    return ""
+
+
 def cuda_compiler() -> str | None:
     """The nvcc that compiles the CUDA kernels, None where they are left out; prints the verdict.
 
@@ -59,14 +76,17 @@ class build_py(_build_py):
         super().run()
 
 
-class build_ext_without_torch(_build_ext):
-    """Stands in where no torch is found: metadata and sdists can be made, binaries cannot."""
+class build_ext_without(_build_ext):
+    """Stands in where something is missing: metadata and sdists can be made, binaries cannot."""
+
+    reason: str
 
     def run(self):
-        sys.exit(
-            f"pconv_ext is compiled against torch, and no {TORCH_REQUIREMENT} was found in this environment. "
-            "Install it first, or leave out --no-build-isolation."
-        )
+        sys.exit(f"pconv_ext cannot be built: {self.reason}")
+
+
+def cannot_build(reason: str) -> type[build_ext_without]:
+    return type("build_ext", (build_ext_without,), {"reason": reason})
 
 
 def extension():
@@ -74,8 +94,9 @@ def extension():
     sources = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
     headers = sorted(glob.glob("csrc/**/*.h", recursive=True))
     torch_folder = find_torch()
-    if torch_folder is None:
-        return Extension("pconv_ext._C", sources, py_limited_api=True), build_ext_without_torch
+    reason = missing(torch_folder)
+    if reason:
+        return Extension("pconv_ext._C", sources, py_limited_api=True), cannot_build(reason)
 
     if torch_folder not in sys.path:
         sys.path.append(torch_folder)  # last, so that the build environment's setuptools stays the one in use

@@ -1,4 +1,4 @@
-"""make sets up an environment from any torch, and one pytest call can take tests and benchmarks."""
+"""What a newcomer meets first: make, the build, and one pytest call for tests and benchmarks."""
 
 import os
 import shutil
@@ -43,3 +43,34 @@ def test_modules_of_tests_and_benchmarks_have_different_names():
     files = [file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     names = Counter(file.stem for file in files if file.stem != "conftest")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_a_missing_compiler_is_said_before_anything_is_built():
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext"],
+        cwd=ROOT,
+        env={**os.environ, "CXX": "c++-of-nowhere", "PCONV_EXT_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "pconv_ext cannot be built: no C++ compiler 'c++-of-nowhere': install g++" in run.stderr
+
+
+@pytest.mark.deep
+def test_one_call_collects_tests_and_benchmarks():
+    pytest.importorskip("pytest_benchmark", reason="needs the extra: pip install '.[bench]'")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests",
+        "benchmarks",
+        "--benchmark-disable",
+        "--collect-only",
+        "-q",
+    ]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "benchmarks/bench_msfef.py::test_msfef[msfef1" in run.stdout
+    assert "tests/test_msfef.py::test_masks[" in run.stdout
