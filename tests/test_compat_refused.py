@@ -96,8 +96,9 @@ NOT_RECOGNISED = {
     "a normed weight": (parametrizations.weight_norm(NVIDIA(2, 2, 3)), "parametrizations"),
     "a window that is a tensor": (
         with_(NAOTO_OLD(2, 2, 3), slide_winsize=torch.tensor(18)),
-        "slide_winsize (Tensor)",
+        "slide_winsize=tensor(18)",
     ),
+    "a scaling by nothing": (with_(NAOTO_OLD(2, 2, 3), slide_winsize=0), "slide_winsize=0"),
 }
 
 

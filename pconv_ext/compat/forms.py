@@ -79,8 +79,8 @@ def not_understood(layer: nn.Module, form: Form) -> list[str]:
         names.append(f"padding_mode={layer.padding_mode!r}")
     if not names and form in _PAIRS:
         window = getattr(layer, "slide_winsize", 1)
-        if not isinstance(window, (int, float)):
-            names.append(f"slide_winsize ({type(window).__name__})")
+        if not isinstance(window, (int, float)) or window <= 0:
+            names.append(f"slide_winsize={window!r}")
         if _padding(layer, form) is None:
             names.append(f"padding={layer.padding!r}")
     return names
@@ -103,7 +103,7 @@ def hooks(layer: nn.Module, form: Form) -> list[str]:
 
 def rescaled_weight(layer: Any, form: Form) -> Any:
     """The weight that the replacement holds rescaled, so that it is another parameter; None if it stays."""
-    if form not in _PAIRS or _factor(layer, form) == 1:
+    if form not in _PAIRS or _divisor(layer, form) == 1:
         return None
     return layer._modules[form.convs[0]].weight
 
@@ -188,9 +188,9 @@ def _pair(conv_name: str, mask_name: str) -> Form:
 
     def convert(old: Any, backend: str) -> PartialConv2d:
         conv, mask = old._modules[conv_name], old._modules[mask_name]
-        weight, factor = conv.weight, _factor(old, form)
-        if factor != 1:
-            scaled = rescaled(weight.detach(), factor, f"{conv_name}.weight")
+        weight, divisor = conv.weight, _divisor(old, form)
+        if divisor != 1:
+            scaled = rescaled(weight.detach(), divisor, f"{conv_name}.weight")
             weight = nn.Parameter(scaled, requires_grad=weight.requires_grad)
         return _like_conv(
             conv,
@@ -213,10 +213,10 @@ def _pair(conv_name: str, mask_name: str) -> Form:
     return form
 
 
-def _factor(layer: Any, form: Form) -> float:
-    """By what its weight is multiplied here, where sum(1) is a factor: the layer's own factor over sum(1)."""
+def _divisor(layer: Any, form: Form) -> float:
+    """By what its weight is divided here, where sum(1) is a factor: sum(1) over the layer's own factor."""
     ones = layer._modules[form.convs[1]].weight
-    return float(getattr(layer, "slide_winsize", 1)) / ones[0].numel()
+    return ones[0].numel() / float(getattr(layer, "slide_winsize", 1))
 
 
 def _padding(layer: Any, form: Form) -> Any:

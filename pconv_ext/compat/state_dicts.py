@@ -64,24 +64,24 @@ def convert_state_dict(
         if not scaled_by_window:
             windows[f"{prefix}{conv}.weight"] = state_dict[f"{prefix}{mask}.weight"][0].numel()
     return {
-        renamed.get(key, key): rescaled(value, 1 / windows[key], key) if key in windows else value
+        renamed.get(key, key): rescaled(value, windows[key], key) if key in windows else value
         for key, value in state_dict.items()
         if key not in dropped and not any(_is_key(key, name) for name in _DROPPED)
     }
 
 
-def rescaled(weight: Tensor, factor: float, name: str) -> Tensor:
-    """`weight` times `factor`.
+def rescaled(weight: Tensor, divisor: float, name: str) -> Tensor:
+    """`weight` over `divisor`.
 
     Raises:
         ValueError: float16 has no such small numbers, and digits would be lost.
     """
-    result = weight * factor
+    result = weight / divisor
     if result.dtype == torch.float16:
-        exact = weight.float() * factor
-        if ((result.float() - exact).abs() > torch.finfo(result.dtype).eps * exact.abs()).any():
+        exact = weight.float() / divisor
+        if (result.float() - exact).norm() > torch.finfo(torch.float16).eps * exact.norm():
             raise ValueError(
-                f"{name}: divided by {1 / factor:g}, float16 weights lose their digits; convert them to "
+                f"{name}: divided by {divisor:g}, float16 weights lose their digits; convert them to "
                 "float32 first"
             )
     return result
