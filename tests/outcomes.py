@@ -1,7 +1,7 @@
 """A line of JSON for every test as it ends, so that a run that is killed leaves what it knew.
 
-First ``{"selected": COUNT}``; then for each test ``{"started": TEST}``, and for its phases with something to tell
-``{"test": TEST, "outcome": "passed" | "failed" | "skipped", "seconds": S, "text": WHY}``.
+First ``{"selected": COUNT}``; then for each test ``{"started": TEST}``, and for its phases with something
+to tell ``{"test": TEST, "outcome": "passed" | "failed" | "skipped", "seconds": S, "text": WHY}``.
 """
 
 import json
