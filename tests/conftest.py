@@ -13,6 +13,7 @@ import emulated_cuda
 import outcomes
 import pytest
 import torch
+import triton_bounds
 import triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if pconv_ext._triton.INTERPRETED:
+        triton_bounds.use()
     if config.option.as_gpu:
         if torch.cuda.is_available():
             raise pytest.UsageError("--as-gpu is for machines without a GPU")
