@@ -7,6 +7,7 @@
 // shared memory and the tensors of the launch; lanes of a warp that meet at different instructions; barriers
 // that cannot be passed. What stays unseen: speed.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -44,7 +45,9 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf resume;      // where it goes on; unlike swapcontext, a jump makes no system call
+  bool started = false;
   dim3 thread;
   int id = 0;
   bool done = false;
@@ -62,7 +65,7 @@ struct Barrier {
 
 struct Block {
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Fiber* current = nullptr;
   Barrier barrier;
   std::vector<Barrier> warp_barriers;
@@ -104,7 +107,18 @@ class Unwatched {
 };
 
 inline void yield() {
-  swapcontext(&block->current->context, &block->scheduler);
+  if (!_setjmp(block->current->resume)) _longjmp(block->scheduler, 1);
+}
+
+// Runs a fiber until it yields.
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
+  block->current = &fiber;
+  if (!_setjmp(block->scheduler)) {
+    if (fiber.started) _longjmp(fiber.resume, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
+  }
+  block->current = nullptr;
 }
 
 // Ends the launch without running another instruction of this thread.
@@ -244,9 +258,7 @@ inline bool run_block(const std::function<void()>& body, dim3 index, dim3 grid, 
     for (Fiber& f : b.fibers) {
       if (f.done || b.abandoned) continue;
       running = true;
-      b.current = &f;
-      swapcontext(&b.scheduler, &f.context);
-      b.current = nullptr;
+      resume(f);
     }
     if (running && !b.abandoned && steps == b.steps) {
       found("divergence: no thread passes the barrier where it waits");
