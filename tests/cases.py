@@ -124,7 +124,6 @@ def _lacks(backend, args):
     lacks |= per_channel or args.get("groups", 1) > 1
     if backend == "cuda":
         lacks |= max(stride if isinstance(stride, tuple) else (stride,)) > 128
-        lacks |= len(args.get("weights", [])) > 31
     return lacks
 
 

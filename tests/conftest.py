@@ -1,6 +1,5 @@
 """What every test gets: the installed package, a compiled backend, poisoned memory and a seed of its own."""
 
-import argparse
 import importlib.util
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 import emulated_cuda
 import outcomes
 import pytest
+import selection
 import torch
 import triton_bounds
 import triton_interpreter
@@ -43,13 +43,6 @@ except ModuleNotFoundError as error:
 SEED = int(os.environ.get("PCONV_EXT_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
 
-def _share(text):
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(parts) > 0):
-        raise argparse.ArgumentTypeError(f"K/N is expected, two numbers, got {text!r}")
-    return int(part) % int(parts), int(parts)
-
-
 def pytest_addoption(parser):
     group = parser.getgroup("pconv_ext")
     group.addoption(
@@ -59,7 +52,7 @@ def pytest_addoption(parser):
     )
     group.addoption(
         "--share",
-        type=_share,
+        type=selection.share,
         metavar="K/N",
         help="run one of N shares, the same tests in every run; K may be any number, such as a commit's",
     )
@@ -87,8 +80,7 @@ def pytest_collection_modifyitems(config, items):
 
         kept = [item for item in kept if as_gpu.runs(item)]
     if config.option.share:
-        part, parts = config.option.share
-        kept = [item for item in kept if zlib.crc32(item.nodeid.encode()) % parts == part]
+        kept = [item for item in kept if selection.in_share(item.nodeid, *config.option.share)]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
