@@ -29,7 +29,7 @@ FIRST = (
     *("cuda_few_outputs_gradients", "triton", "partial_conv2d", "msfef", "upcat_partial_conv2d", "modules"),
     *("dispatcher", "determinism", "model/test_model", "reference", "backends"),
 )
-ELSEWHERE = ("emulation",)  # of what stands in for a GPU
+ELSEWHERE = ("emulation", "gpu_test_driver")  # of what stands in for a GPU, and of this file
 ENDED = {0, 1, 5}  # exit codes of pytest that went through its share, 5 where the share was empty
 
 

@@ -26,7 +26,8 @@ class Log:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
-            text = "" if report.passed else report.longreprtext
+            why = report.longrepr  # of a skip (file, line, reason)
+            text = why[2] if isinstance(why, tuple) else report.longreprtext
             self.write(
                 test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 3), text=text
             )
