@@ -114,6 +114,11 @@ def _leaves(args, dtype=None):
     return mapped, leaves
 
 
+def emulated(backend):
+    """Whether a GPU's backend runs without one, slowly."""
+    return backend != "cpu" and DEVICE_OF[backend] == "cpu"
+
+
 def _lacks(backend, args):
     """Whether `backend` does not offer this call."""
     if backend == "cpu":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import COMPILED, DEVICE_OF, every_backend, kernel, mask_of, randn
+from cases import COMPILED, DEVICE_OF, emulated, every_backend, kernel, mask_of, randn
 from tolerances import assert_close
 
 import pconv_ext
@@ -41,7 +41,7 @@ def run(call, leaves, grad, backend):
 
 def times(backend, count):
     """How often to run: few in the emulator, which is slow and orders its threads the same in every run."""
-    return count if backend == "cpu" or DEVICE_OF[backend] == "cuda" else 2
+    return 2 if emulated(backend) else count
 
 
 @pytest.fixture
