@@ -90,7 +90,7 @@ def test_the_deadline(driver, tmp_path):
     assert not report["complete"]
     assert named(report["failed"]) == ["test_fails"]
     assert "test_fails: assert (1 + 1) == 3" in printed
-    assert named(report["running at the end"]) == ["test_sleeps"]
+    assert "test_sleeps" in named(report["running at the end"])
     assert 2 in [process["exit code"] for process in report["processes"]]
     assert all((tmp_path / f"test-{i}.xml").stat().st_size for i in range(2))
 
@@ -106,7 +106,7 @@ def test_one_that_cannot_be_interrupted(driver, tmp_path):
     code, printed, report = ended(process, tmp_path)
     assert code == 1
     assert "interrupted" in printed
-    assert named(report["running at the end"]) == ["test_hangs"]
+    assert "test_hangs" in named(report["running at the end"])
     assert -signal.SIGKILL in [process["exit code"] for process in report["processes"]]
 
 

@@ -98,7 +98,7 @@ def test_dtypes(backend, mask, dtype):
 def test_layers_of_real_size(backend, shape, c_out, mask):
     if emulated(backend):  # which takes minutes for each of them
         n, c_in, h, w = shape
-        while h * w > 2000:
+        while h * w > 600:
             h, w = h // 2, w // 2
         shape, c_out = (n, min(c_in, 130), h, w), min(c_out, 128)
     check(backend, case(backend, shape, c_out, mask=mask, dtype=torch.float32))
