@@ -3,7 +3,7 @@
 #
 #   build      pip install of this checkout, offline, and the backends that came of it
 #   test       the tests of the operators and of the network, on whatever backends there are; those of training,
-#              data and commands need more packages
+#              data and commands need more packages. --files and options of pytest choose others
 #   bench      the network's layers beside every baseline; --quick takes one kind of mask
 #   sanitize   compute-sanitizer over all three operators
 #   profile    time and counters of every kernel; --layer NAME --dtype float32 choose others
@@ -34,11 +34,7 @@ case $stage in
         # Elsewhere, where the checkout does not hide the installed package.
         cd / && "$PYTHON" -c 'import pconv_ext; print(*pconv_ext.backends().items(), sep="\n")'
         ;;
-    test)
-        mkdir -p "$OUT"
-        limited "$PYTHON" -m pytest tests/test_*.py tests/model/test_model.py -q --junitxml="$OUT/latest-gpu-test.xml" "$@"
-        ;;
-    bench | sanitize | profile) measure "$stage" "$@" ;;
+    test | bench | sanitize | profile) measure "$stage" "$@" ;;
     *)
         sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh >&2
         exit 2

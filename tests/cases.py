@@ -120,13 +120,27 @@ def _leaves(args, dtype=None):
     return mapped, leaves
 
 
+def emulated(backend):
+    """Whether a GPU's backend runs without one, slowly."""
+    return backend != "cpu" and DEVICE_OF[backend] == "cpu"
+
+
+def _lacks(backend, args):
+    """Whether `backend` does not offer this call."""
+    if backend == "cpu":
+        return False
+    mask, stride = args.get("mask"), args.get("stride", 1)
+    per_channel = mask is not None and mask.shape[1] > 1 and mask.stride(1) != 0
+    lacks = args["skip" if "skip" in args else "x"].dtype == torch.float64
+    lacks |= per_channel or args.get("groups", 1) > 1
+    if backend == "cuda":
+        lacks |= max(stride if isinstance(stride, tuple) else (stride,)) > 128
+    return lacks
+
+
 def refused(operator, backend, args):
     """Whether `backend` does not offer this call. If so, it must say so."""
-    lacks = {"triton": lambda dtype, mask, groups: dtype == torch.float64 or mask.shape[1] > 1 or groups > 1}
-    features = args["skip" if "skip" in args else "x"]
-    mask = args.get("mask")
-    plane = features[:, :1] if mask is None or mask.stride(1) == 0 else mask
-    if not lacks.get(backend, lambda *_: False)(features.dtype, plane, args.get("groups", 1)):
+    if not _lacks(backend, args):
         return False
     with pytest.raises(ValueError, match=f"{operator}: backend '{backend}' cannot take this call: it "):
         getattr(pconv_ext, operator)(**args, backend=backend)
@@ -184,6 +198,14 @@ def check_against_reference(operator, backend, args, *, grad_layout="contiguous"
         x_name = features[mask_name]
         hole_gradient = actual_leaves[x_name].grad[holes_of(mask, args[x_name])]
         assert (hole_gradient == 0).all(), f"gradient of {x_name} is exactly zero in holes"
+
+
+def assert_same(actual, expected, backend, what="result"):
+    """Equal bits from the CPU's kernels; equal numbers from a GPU's, of which two calls may take others."""
+    if backend == "cpu":
+        assert torch.equal(actual, expected), what
+    else:
+        assert_close(actual, expected.double(), actual.dtype, what, backend)
 
 
 def randn(*shape, dtype=torch.float64, device="cpu", scale=1.0):

@@ -9,8 +9,11 @@ import zlib
 from pathlib import Path
 
 import emulated_cuda
+import outcomes
 import pytest
+import selection
 import torch
+import triton_bounds
 import triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +43,54 @@ except ModuleNotFoundError as error:
 SEED = int(os.environ.get("PCONV_EXT_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("pconv_ext")
+    group.addoption(
+        "--as-gpu",
+        action="store_true",
+        help="run the tests of backend 'cuda', and no others, with the emulator in the GPU's place",
+    )
+    group.addoption(
+        "--share",
+        type=selection.share,
+        metavar="K/N",
+        help="run one of N shares, the same tests in every run; K may be any number, such as a commit's",
+    )
+    group.addoption("--outcomes", metavar="FILE", help="write a line of JSON for each test as it ends")
+
+
+def pytest_configure(config):
+    if pconv_ext._triton.INTERPRETED:
+        triton_bounds.use()
+    if config.option.as_gpu:
+        if torch.cuda.is_available():
+            raise pytest.UsageError("--as-gpu is for machines without a GPU")
+        import as_gpu
+
+        as_gpu.use(_emulated(config))
+    if config.option.outcomes and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(outcomes.Log(config.option.outcomes))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    kept = items
+    if config.option.as_gpu:
+        import as_gpu
+
+        kept = [item for item in kept if as_gpu.runs(item)]
+    if config.option.share:
+        kept = [item for item in kept if selection.in_share(item.nodeid, *config.option.share)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def _emulated(config):
+    """The library of the emulator, compiled once for all processes and runs."""
+    return emulated_cuda.cached(config.cache.mkdir("emulated_cuda"))
+
+
 def pytest_report_header(config):
     states = [name if ok else f"no {name} ({reason})" for name, (ok, reason) in pconv_ext.backends().items()]
     return [
@@ -55,7 +106,7 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(scope="session")
-def cuda_kernels(tmp_path_factory):
+def cuda_kernels(pytestconfig):
     """The CUDA kernels: on a GPU those of the package, without one those of the emulator."""
     from pconv_ext.kernels import cuda
 
@@ -63,7 +114,7 @@ def cuda_kernels(tmp_path_factory):
 
     if torch.cuda.is_available():
         return cuda.load(_cuda.LIBRARY)
-    return cuda.load(emulated_cuda.build(tmp_path_factory.mktemp("emulated")))
+    return emulated_cuda.load(_emulated(pytestconfig))
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,37 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from cases import every_backend, mask_of, randn
+from cases import DEVICE_OF, DTYPE_OF, every_backend, mask_of, randn, refused
 from published import assert_equals_published, published_partial_conv2d
+from tolerances import assert_close
 from torch import nn
 
 from pconv_ext import MSFEF, PartialConv2d
 
 
-def gradients(out, leaves):
-    torch.manual_seed(0)
-    return torch.autograd.grad(out, leaves, torch.randn_like(out))
+def of(backend):
+    """Where and in what its tests compute."""
+    return {"dtype": DTYPE_OF[backend], "device": DEVICE_OF[backend]}
+
+
+def assert_layer_equals(layer, x, mask, expected, leaves, backend):
+    """Result and gradients of `layer` are those of `expected`, in float64 from `leaves`."""
+
+    def check(ours, theirs, what):
+        if ours.dtype == torch.float64:
+            assert_equals_published(ours, theirs)
+        else:
+            assert_close(ours, theirs, ours.dtype, what, backend)
+
+    out, new_mask = layer(x, mask)
+    check(out, expected[0], "out")
+    assert new_mask.shape == expected[1].shape
+    assert torch.equal(new_mask.double(), expected[1])
+    grad = torch.randn_like(out)
+    ours = torch.autograd.grad(out, [x, *layer.parameters()], grad)
+    theirs = torch.autograd.grad(expected[0], leaves, grad.double())
+    for i, pair in enumerate(zip(ours, theirs, strict=True)):
+        check(*pair, f"gradient {i}")
 
 
 @every_backend
@@ -29,43 +50,38 @@ def test_partial_conv2d_equals_the_published_class(backend, size, stride, dilati
         layer = PartialConv2d(
             4, 6, size, stride, padding, dilation, groups, bias,
             multi_channel=multi_channel, return_mask=True, backend=backend,
-        ).double()  # fmt: skip
-        x = randn(2, 4, 15, 16).requires_grad_()
-        mask = mask_of("channels" if multi_channel else "random", x, torch.bool).double()
-        out, new_mask = layer(x, mask)
-        expected, expected_mask = published_partial_conv2d(
-            x, mask, layer.weight, layer.bias, stride, padding, dilation, groups, multi_channel=multi_channel
+        ).to(**of(backend))  # fmt: skip
+        x = randn(2, 4, 15, 16, **of(backend)).requires_grad_()
+        mask = mask_of("channels" if multi_channel else "random", x, torch.bool).to(x.dtype)
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        call = {"x": x, "mask": mask, "weight": layer.weight, "bias": layer.bias, **options}
+        if refused("partial_conv2d", backend, call):
+            continue
+        wide, wide_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+        expected = published_partial_conv2d(
+            wide_x, mask.double(), wide.weight, wide.bias, **options, multi_channel=multi_channel
         )
-        assert_equals_published(out, expected)
-        assert new_mask.shape == expected_mask.shape
-        assert torch.equal(new_mask, expected_mask)
-        leaves = [x, *layer.parameters()]
-        for ours, theirs in zip(gradients(out, leaves), gradients(expected, leaves), strict=True):
-            assert_equals_published(ours, theirs)
+        assert_layer_equals(layer, x, mask, expected, [wide_x, *wide.parameters()], backend)
 
 
 @every_backend
 @pytest.mark.parametrize("sizes", [(3, 5, 7), (7, 3), (5,), (1, 5, 3)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_msfef_equals_the_composition_of_published_layers(backend, sizes, stride):
-    layer = MSFEF(3, 8, sizes, stride, backend=backend).double()
+    layer = MSFEF(3, 8, sizes, stride, backend=backend).to(**of(backend))
     nn.init.normal_(layer.scales)
-    x = randn(2, 3, 17, 14).requires_grad_()
-    mask = mask_of("sparse", x).double()
-    out, new_mask = layer(x, mask)
+    x = randn(2, 3, 17, 14, **of(backend)).requires_grad_()
+    mask = mask_of("sparse", x).to(x.dtype)
+    wide, wide_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
     branches = [
-        published_partial_conv2d(x, mask, branch.weight, None, stride, k // 2)
-        for branch, k in zip(layer.branches, sizes, strict=True)
+        published_partial_conv2d(wide_x, mask.double(), branch.weight, None, stride, k // 2)
+        for branch, k in zip(wide.branches, sizes, strict=True)
     ]
     smallest = branches[sizes.index(min(sizes))][1]
     expected = 0
-    for scale, (value, _), branch in zip(layer.scales, branches, layer.branches, strict=True):
+    for scale, (value, _), branch in zip(wide.scales, branches, wide.branches, strict=True):
         expected = expected + scale.view(1, -1, 1, 1) * (value + branch.bias.view(1, -1, 1, 1)) * smallest
-    assert_equals_published(out, expected)
-    assert torch.equal(new_mask, smallest)
-    leaves = [x, *layer.parameters()]
-    for ours, theirs in zip(gradients(out, leaves), gradients(expected, leaves), strict=True):
-        assert_equals_published(ours, theirs)
+    assert_layer_equals(layer, x, mask, (expected, smallest), [wide_x, *wide.parameters()], backend)
 
 
 def test_partial_conv2d_takes_the_arguments_of_conv2d():

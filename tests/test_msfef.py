@@ -9,7 +9,9 @@ from cases import (
     LAYOUTS,
     MASK_DTYPES,
     PLANES,
+    assert_same,
     check_against_reference,
+    emulated,
     every_backend,
     kernel,
     laid_out,
@@ -94,6 +96,11 @@ def test_dtypes(backend, mask, dtype):
 )
 @pytest.mark.parametrize("mask", ["none", "rectangle", "blobs"])
 def test_layers_of_real_size(backend, shape, c_out, mask):
+    if emulated(backend):  # which takes minutes for each of them
+        n, c_in, h, w = shape
+        while h * w > 600:
+            h, w = h // 2, w // 2
+        shape, c_out = (n, min(c_in, 130), h, w), min(c_out, 128)
     check(backend, case(backend, shape, c_out, mask=mask, dtype=torch.float32))
 
 
@@ -148,7 +155,7 @@ def test_only_what_is_asked_for_gets_a_gradient(backend):
     together = gradients(["x", "weights", "biases", "scales"])
     for name, expected in together.items():
         for one, other in zip(gradients([name])[name], expected, strict=True):
-            assert torch.equal(one, other), name
+            assert_same(one, other, backend, name)
 
 
 def test_frozen_branches(backend):

@@ -10,6 +10,7 @@ from cases import (
     MASK_DTYPES,
     PER_CHANNEL,
     PLANES,
+    assert_same,
     check_against_reference,
     every_backend,
     kernel,
@@ -73,6 +74,11 @@ def test_geometry(backend, size, stride, dilation):
 )
 def test_uneven_windows_and_wide_padding(backend, options, mask):
     check(backend, case(backend, mask=mask, **options))
+
+
+@pytest.mark.parametrize("stride", [(128, 1), (129, 1), (2, 129)], ids=str)
+def test_wide_strides(backend, stride):
+    check(backend, case(backend, (1, 3, 135, 140), 2, stride=stride))
 
 
 @pytest.mark.parametrize("mask", [*PLANES, *PER_CHANNEL])
@@ -153,7 +159,7 @@ def test_expanded_features(backend):
     args = case(backend, (1, 1, 9, 8), padding=1)
     x = args["x"].expand(3, 4, 9, 8)
     args |= {"x": x, "mask": mask_of("random", x)}
-    args["weight"] = kernel(6, 4, 3, device=x.device)
+    args["weight"] = kernel(6, 4, 3, dtype=x.dtype, device=x.device)
     args["x"] = x.contiguous()  # the comparison writes into holes, which an expanded tensor does not allow
     out, new_mask = pconv_ext.partial_conv2d(**args, backend=backend)
     again, again_mask = pconv_ext.partial_conv2d(**(args | {"x": x}), backend=backend)
@@ -189,7 +195,7 @@ def test_only_what_is_asked_for_gets_a_gradient(backend):
     for name in expected:
         leaf = args[name].clone().requires_grad_()
         pconv_ext.partial_conv2d(**(args | {name: leaf}), backend=backend)[0].sum().backward()
-        assert torch.equal(leaf.grad, expected[name].grad), name
+        assert_same(leaf.grad, expected[name].grad, backend, name)
 
 
 def test_mask_with_requires_grad_gets_none(backend):

@@ -10,11 +10,9 @@
 #include <cstring>
 
 #ifdef PCONV_EMULATE
-#define PCONV_SHARED(name) char* name = static_cast<char*>(emulation::shared_memory())
+#define PCONV_SHARED(name) char* name = emulation::block->shared
 inline int pconv_launched() {
-  const int found = emulation::races;
-  emulation::races = 0;
-  return -found;
+  return -emulation::findings();
 }
 #else
 #define PCONV_LAUNCH(kernel, grid, size, shared, stream, ...) \

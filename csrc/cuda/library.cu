@@ -27,7 +27,7 @@ PCONV_EXPORTED int pconv_driver() {
 
 PCONV_EXPORTED const char* pconv_error(int error) {
 #ifdef PCONV_EMULATE
-  return error < 0 ? "it has races" : "the emulator refuses it";
+  return error < 0 ? emulation::first_finding() : "the emulator refuses it";
 #else
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 #endif

@@ -65,7 +65,7 @@ inline float element_at(const uint32_t* words, int k, Tf32) {
 
 // c += a b^T in float32.
 template <class T>
-void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+PCONV_INSTRUCTION void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const emulation::Unwatched unwatched;
   struct Shown {
     uint32_t a[16][8], b[8][8];
@@ -75,33 +75,37 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const int g = emulation::lane() / 4, q = emulation::lane() % 4;
   for (int i = 0; i < 4; ++i) shown.a[g + i % 2 * 8][q + i / 2 * 4] = a[i];
   for (int i = 0; i < 2; ++i) shown.b[g][q + i * 4] = b[i];
-  emulation::wait_for_warp();
+  emulation::wait_for_warp(PCONV_CODE, true);
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 32 / int(sizeof(T)); ++k)
       c[i] += element_at(shown.a[g + i / 2 * 8], k, T{}) * element_at(shown.b[2 * q + i % 2], k, T{});
-  emulation::wait_for_warp();
+  emulation::wait_for_warp(PCONV_CODE);
 }
 
 struct FourWords {
   uint32_t word[4];
 };
 
-inline void load_matrices(uint32_t (&out)[4], const void* row) {
+PCONV_INSTRUCTION void load_matrices(uint32_t (&out)[4], const void* row) {
   const emulation::Unwatched unwatched;
-  emulation::watch(row, 16, false);
+  emulation::check_aligned(row, 16, PCONV_CODE);
+  emulation::check_shared(row, 16, true, PCONV_CODE);
+  emulation::watch(row, 16, false, PCONV_CODE);
   const int g = emulation::lane() / 4, q = emulation::lane() % 4;
-  const auto words = emulation::exchange(static_cast<const char*>(row), [&](auto of) {
+  const auto words = emulation::exchange(static_cast<const char*>(row), PCONV_CODE, true, [&](auto of) {
     FourWords f;
     for (int j = 0; j < 4; ++j) memcpy(&f.word[j], of(8 * j + g) + 4 * q, 4);
     return f;
   });
   for (int j = 0; j < 4; ++j) out[j] = words.word[j];
 }
-inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+PCONV_INSTRUCTION void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
   const emulation::Unwatched unwatched;
-  emulation::watch(row, 16, false);
+  emulation::check_aligned(row, 16, PCONV_CODE);
+  emulation::check_shared(row, 16, true, PCONV_CODE);
+  emulation::watch(row, 16, false, PCONV_CODE);
   const int g = emulation::lane() / 4, q = emulation::lane() % 4;
-  const auto words = emulation::exchange(static_cast<const char*>(row), [&](auto of) {
+  const auto words = emulation::exchange(static_cast<const char*>(row), PCONV_CODE, true, [&](auto of) {
     FourWords f;
     for (int j = 0; j < 4; ++j) {
       uint16_t low, high;
@@ -117,14 +121,16 @@ inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
 // Begins a copy of BYTES (16, 8 or 4; both addresses multiples of it) to shared memory: the first `valid`
 // bytes of `from`, then zeros. Nothing is read if `valid` is 0.
 template <int BYTES>
-void copy_async(void* to, const void* from, int valid) {
+PCONV_INSTRUCTION void copy_async(void* to, const void* from, int valid) {
   static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "");
-  if (reinterpret_cast<uintptr_t>(to) % BYTES || (valid && reinterpret_cast<uintptr_t>(from) % BYTES))
-    abort();
-  if (valid < 0 || valid > BYTES) abort();
   const emulation::Unwatched unwatched;
-  emulation::watch(from, valid, false);
-  emulation::watch(to, BYTES, true);
+  if (valid < 0 || valid > BYTES) emulation::found("a copy of an impossible size", PCONV_CODE);
+  emulation::check_aligned(from, BYTES, PCONV_CODE);
+  emulation::check_aligned(to, BYTES, PCONV_CODE);
+  if (valid) emulation::check_shared(from, BYTES, false, PCONV_CODE);
+  emulation::check_shared(to, BYTES, true, PCONV_CODE);
+  emulation::watch(from, valid, false, PCONV_CODE);
+  emulation::watch(to, BYTES, true, PCONV_CODE);
   auto& open = emulation::block->current->open;
   if (valid) open.push_back({to, from, valid});
   if (valid < BYTES) open.push_back({static_cast<char*>(to) + valid, nullptr, BYTES - valid});
@@ -141,13 +147,13 @@ inline void commit_copies() {
 // Waits until at most PENDING groups of this thread are under way; a barrier shows their data to other
 // threads.
 template <int PENDING>
-void wait_for_copies() {
+PCONV_INSTRUCTION void wait_for_copies() {
   const emulation::Unwatched unwatched;
   auto& groups = emulation::block->current->groups;
   while (int(groups.size()) > PENDING) {
     for (const auto& copy : groups.front()) {
       copy.from ? memcpy(copy.to, copy.from, copy.bytes) : memset(copy.to, 0, copy.bytes);
-      emulation::watch(copy.to, copy.bytes, true);
+      emulation::watch(copy.to, copy.bytes, true, PCONV_CODE);
     }
     groups.erase(groups.begin());
   }
@@ -258,7 +264,7 @@ void allow_shared(Kernel kernel) {
 #ifndef PCONV_EMULATE
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_shared()));
 #else
-  (void)kernel;
+  emulation::allowed_shared.insert(reinterpret_cast<const void*>(kernel));
 #endif
 }
 

@@ -1,0 +1,30 @@
+"""Every operator once in every backend and dtype, forward and backward: what a new machine is asked first."""
+
+import pytest
+import test_msfef
+import test_partial_conv2d
+import test_upcat_partial_conv2d
+from cases import DTYPES, check_against_reference, every_backend
+
+CASES = {
+    "partial_conv2d": lambda *of, **dtype: test_partial_conv2d.case(
+        *of, (2, 20, 17, 19), 24, 3, "blobs", padding=1, **dtype
+    ),
+    "msfef": lambda *of, **dtype: test_msfef.case(*of, (2, 20, 17, 18), 24, (3, 5, 7), "blobs", **dtype),
+    "upcat_partial_conv2d": lambda *of, **dtype: test_upcat_partial_conv2d.case(
+        *of, (2, 20, 5, 6), 12, (9, 12), 24, 3, ("blobs", "rectangle"), **dtype
+    ),
+    "msfef of 3 channels": lambda *of, **dtype: test_msfef.case(
+        *of, (2, 3, 33, 30), 24, (3, 5, 7), "rectangle", **dtype
+    ),
+    "upcat_partial_conv2d to 3 channels": lambda *of, **dtype: test_upcat_partial_conv2d.case(
+        *of, (2, 20, 9, 12), 3, (18, 23), 3, 3, ("blobs", "rectangle"), **dtype
+    ),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_operator(backend, name, dtype):
+    check_against_reference(name.split()[0], backend, CASES[name](backend, dtype=dtype))
