@@ -17,6 +17,13 @@ TRITON_PINNED := triton==3.6.0
 NVCC = $(abspath $(COMPILERS))/nvcc/nvidia/cu13
 NVCC_PINNED := nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
 
+# Tests of an operator that run as on a GPU, in the emulator, where all together take a quarter of an hour on two cores:
+# of eight shares the one that the commit chooses.
+AS_GPU := $(addprefix tests/test_,$(addsuffix .py,every_operator partial_conv2d msfef upcat_partial_conv2d modules \
+	dispatcher determinism))
+SHARE = $$(printf %d "0x$$(git rev-parse --short=7 HEAD || echo 0)")/8
+SPREAD := -n 2 --dist worksteal
+
 .PHONY: test bench check check-all lint format typecheck dist deep wheel-check clean
 
 test: $(VENV)/.pconv_ext
@@ -28,15 +35,18 @@ bench: $(VENV)/.pconv_ext
 # What a change must pass beside make test, and a user need not wait for.
 check: lint typecheck dist deep
 
+check-all:
+	$(MAKE) check SHARE=0/1
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/*.cpp
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) tests/*.cpp
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
@@ -52,10 +62,13 @@ dist: $(VENV)/.dev $(COMPILERS)/.ready
 	rm -rf $(COMPILERS)/wheel
 	$(BIN)/python -m zipfile -e dist/pconv_ext-*.whl $(COMPILERS)/wheel
 
-# Machine code, emulated GPUs in full, slower instruction sets, the interpreter of the oldest Triton.
+# Tests marked deep, with the oldest Triton supported; its kernels with the newest, too; the benchmarks' own checks.
+deep: export OMP_NUM_THREADS = 1
 deep: dist
-	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(ARGS)
-	PYTHONPATH=$(COMPILERS)/triton $(BIN)/pytest tests/test_triton.py $(ARGS)
+	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
+	$(BIN)/pytest -m deep $(SPREAD) tests/test_triton.py tests/test_triton_interpreter.py $(ARGS)
+	$(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(AS_GPU) $(ARGS)
+	$(BIN)/pytest benchmarks --benchmark-disable $(ARGS)
 
 # One wheel in the oldest torch and in the newest, each in a new environment: downloads several GB.
 wheel-check: dist

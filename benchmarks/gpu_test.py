@@ -29,7 +29,8 @@ FIRST = (
     *("cuda_few_outputs_gradients", "triton", "partial_conv2d", "msfef", "upcat_partial_conv2d", "modules"),
     *("dispatcher", "determinism", "model/test_model", "reference", "backends"),
 )
-ELSEWHERE = ("emulation", "gpu_test_driver")  # of what stands in for a GPU, and of this file
+#: Of what stands in for a GPU, of this file, of what pinned compilers make.
+ELSEWHERE = ("emulation", "triton_interpreter", "gpu_test_driver", "compiled", "cuda_compiled")
 ENDED = {0, 1, 5}  # exit codes of pytest that went through its share, 5 where the share was empty
 
 
@@ -58,7 +59,16 @@ def start(index: int, count: int, files: list[str], options: list[str], results:
         return path
 
     outcomes, output, junit = beside(".jsonl"), beside(".log"), beside(".xml")
-    command = [sys.executable, "-m", "pytest", "-q", f"--share={index}/{count}", f"--outcomes={outcomes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "",
+        f"--share={index}/{count}",
+        f"--outcomes={outcomes}",
+    ]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     with output.open("wb") as log:
         running = subprocess.Popen(

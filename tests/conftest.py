@@ -39,8 +39,8 @@ try:
 except ModuleNotFoundError as error:
     pytest.exit(f"pconv_ext is not installed ({error}): run `pip install '.[test]'`", returncode=1)
 
-#: One seed for the run, printed in its header; PCONV_EXT_TEST_SEED repeats a run.
-SEED = int(os.environ.get("PCONV_EXT_TEST_SEED", random.SystemRandom().randrange(2**31)))
+#: One seed for the run and the processes that it starts, printed in its header; set, it repeats a run.
+SEED = int(os.environ.setdefault("PCONV_EXT_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
 
 
 def pytest_addoption(parser):
@@ -113,6 +113,8 @@ def cuda_kernels(pytestconfig):
     from pconv_ext import _cuda
 
     if torch.cuda.is_available():
+        if _cuda.reason():
+            pytest.skip(_cuda.reason())
         return cuda.load(_cuda.LIBRARY)
     return emulated_cuda.load(_emulated(pytestconfig))
 

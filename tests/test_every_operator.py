@@ -4,7 +4,7 @@ import pytest
 import test_msfef
 import test_partial_conv2d
 import test_upcat_partial_conv2d
-from cases import DTYPES, check_against_reference, every_backend
+from cases import COMPILED, DTYPES, check_against_reference
 
 CASES = {
     "partial_conv2d": lambda *of, **dtype: test_partial_conv2d.case(
@@ -23,7 +23,7 @@ CASES = {
 }
 
 
-@every_backend
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_operator(backend, name, dtype):

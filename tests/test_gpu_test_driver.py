@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.deep
+
 ROOT = Path(__file__).resolve().parents[1]
 # Beside each case runs a file of tests/, whose conftest.py has the options that the driver uses.
 QUICK = "tests/test_dispatch.py"
@@ -116,4 +118,5 @@ def test_every_test_is_in_its_list():
     assert len(files) == len(set(files))
     assert all((ROOT / file).is_file() for file in files)
     every = {f"tests/{file.name}" for file in (ROOT / "tests").glob("test_*.py")}
-    assert every - set(files) == {"tests/test_emulation.py", "tests/test_gpu_test_driver.py"}
+    left_out = {"emulation", "triton_interpreter", "gpu_test_driver", "compiled", "cuda_compiled"}
+    assert every - set(files) == {f"tests/test_{name}.py" for name in left_out}

@@ -11,14 +11,14 @@ import test_msfef
 import test_partial_conv2d
 import test_upcat_partial_conv2d
 import torch
-from cases import DEVICE_OF, check_against_reference, deep_without_gpu, kernel, laid_out, mask_of, randn
+from cases import DEVICE_OF, check_against_reference, kernel, laid_out, mask_of, randn
 from pconv_ext.kernels import tuning
 from tolerances import TF32, assert_close
 
 import pconv_ext
 from pconv_ext import _backends, _dispatch, reference
 
-pytestmark = [*deep_without_gpu]
+pytestmark = pytest.mark.deep
 BACKEND = "triton"
 HALF = [torch.bfloat16, torch.float16]
 

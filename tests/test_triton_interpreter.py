@@ -6,7 +6,10 @@ import triton_bounds
 
 from pconv_ext import _triton
 
-pytestmark = pytest.mark.skipif(not _triton.INTERPRETED, reason="the kernels run on a GPU")
+pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.skipif(not _triton.INTERPRETED, reason="the kernels run on a GPU"),
+]
 
 
 @pytest.fixture(scope="module")
