@@ -65,7 +65,7 @@ dist: $(VENV)/.dev $(COMPILERS)/.ready
 # Tests marked deep, with the oldest Triton supported; its kernels with the newest, too; the benchmarks' own checks.
 deep: export OMP_NUM_THREADS = 1
 deep: dist
-	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
+	PYTHONPATH=$(abspath $(COMPILERS))/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
 	$(BIN)/pytest -m deep $(SPREAD) tests/test_triton.py tests/test_triton_interpreter.py $(ARGS)
 	$(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(AS_GPU) $(ARGS)
 	$(BIN)/pytest benchmarks --benchmark-disable $(ARGS)
