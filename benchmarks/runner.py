@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -214,11 +214,13 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    lines: Sequence[str] = []
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """Its name, which may be that of several generations, and what tells them apart."""
+    file = Path("/proc/cpuinfo")
+    told = (
+        dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
+    )
+    name = told.get("model name", platform.machine())
+    return f"{name} (family {told['cpu family']}, model {told['model']})" if "cpu family" in told else name
 
 
 def _commit() -> str:
