@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ from layers import IMAGE_SIZE, LAYERS, Problem, make_mask, network
 from names import COMPILED, DIRTY, FORWARD, UNKNOWN
 
 import pconv_ext
+from pconv_ext.info import cpuinfo
 
 BACKENDS = {"cpu": ["cpu"], "cuda": ["triton", "cuda"]}  # in the order of "auto"
 #: Changes that no figure depends on, as patterns of git.
@@ -215,10 +215,7 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     """Its name, which may be that of several generations, and what tells them apart."""
-    file = Path("/proc/cpuinfo")
-    told = (
-        dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
-    )
+    told = cpuinfo()
     name = told.get("model name", platform.machine())
     return f"{name} (family {told['cpu family']}, model {told['model']})" if "cpu family" in told else name
 

@@ -68,10 +68,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> Iterator[tuple[str, str]]:
-    file = Path("/proc/cpuinfo")
-    told = (
-        dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE)) if file.exists() else {}
-    )
+    told = cpuinfo()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "processor", f"{told.get('model name', platform.machine())}, {cores} cores for this process"
     present = (told.get("flags") or told.get("Features") or "").split()
@@ -81,6 +78,14 @@ def _processor() -> Iterator[tuple[str, str]]:
         "threads",
         f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them",
     )
+
+
+def cpuinfo() -> dict[str, str]:
+    """What Linux tells of the last processor, by its own names; {} on other systems."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return {}
+    return dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE))
 
 
 def _instruction_set() -> str:
