@@ -71,7 +71,9 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(compile_one, files, objects))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _run([nvcc, "-shared", "-cudart=static", *architectures, *map(str, objects), "-o", str(target)])
+    # A toolkit from a package index has its libraries in lib, where nvcc does not look.
+    libraries = f"-L{Path(nvcc).resolve().parents[1] / 'lib'}"
+    _run([nvcc, "-shared", "-cudart=static", libraries, *architectures, *map(str, objects), "-o", str(target)])
 
 
 def _run(command: list[str]) -> None:
