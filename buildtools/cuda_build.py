@@ -72,8 +72,8 @@ def build(nvcc: str, sources: Path, target: Path, scratch: Path) -> None:
         list(pool.map(compile_one, files, objects))
     target.parent.mkdir(parents=True, exist_ok=True)
     # A toolkit from a package index has its libraries in lib, where nvcc does not look.
-    libraries = f"-L{Path(nvcc).resolve().parents[1] / 'lib'}"
-    _run([nvcc, "-shared", "-cudart=static", libraries, *architectures, *map(str, objects), "-o", str(target)])
+    options = ["-shared", "-cudart=static", f"-L{Path(nvcc).resolve().parents[1] / 'lib'}", *architectures]
+    _run([nvcc, *options, *map(str, objects), "-o", str(target)])
 
 
 def _run(command: list[str]) -> None:
