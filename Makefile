@@ -1,6 +1,6 @@
 # make test and make bench do all the set-up themselves: a virtual environment in .venv, the newest torch that the index
 # has if it lacks one, and pconv_ext. VENV= names another environment (one that has a torch >= 2.11 keeps it), PYTHON= the
-# interpreter that makes it, TORCH= what to install as torch, ARGS= what else to tell pytest.
+# interpreter that makes it, TORCH= what to install as torch, now or later, ARGS= what else to tell pytest.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.11
@@ -12,19 +12,18 @@ PY := $(shell find buildtools kernels pconv_ext -name '*.py')
 SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
 
 # The compilers whose machine code is checked, and the oldest Triton supported. A user's are whatever they have.
-COMPILERS := build/compilers
+COMPILERS := $(abspath $(VENV))/compilers
 TRITON_PINNED := triton==3.6.0
-NVCC = $(abspath $(COMPILERS))/nvcc/nvidia/cu13
+NVCC := $(COMPILERS)/nvcc/nvidia/cu13
 NVCC_PINNED := nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
 
-# Tests of an operator that run as on a GPU, in the emulator, where all together take a quarter of an hour on two cores:
-# of eight shares the one that the commit chooses.
-AS_GPU := $(addprefix tests/test_,$(addsuffix .py,every_operator partial_conv2d msfef upcat_partial_conv2d modules \
-	dispatcher determinism))
-SHARE = $$(printf %d "0x$$(git rev-parse --short=7 HEAD || echo 0)")/8
+# All tests of an operator as on a GPU, in the emulator, take a quarter of an hour on two cores: so of eight shares one a
+# commit, each in its turn.
+SHARE = $$(git rev-list --count HEAD 2>/dev/null || echo 0)/8
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: test bench check check-all lint format typecheck dist deep wheel-check clean
+.PHONY: test bench check check-all lint format typecheck dist deep deep-tests newest-triton as-gpu bench-check \
+	wheel-check clean FORCE
 
 test: $(VENV)/.pconv_ext
 	$(BIN)/pytest $(ARGS)
@@ -61,13 +60,27 @@ dist: $(VENV)/.dev $(COMPILERS)/.ready
 	CUDA_HOME=$(NVCC) $(BIN)/python buildtools/check_dist.py
 	rm -rf $(COMPILERS)/wheel
 	$(BIN)/python -m zipfile -e dist/pconv_ext-*.whl $(COMPILERS)/wheel
+	touch $(COMPILERS)/wheel/.ready
 
-# Tests marked deep, with the oldest Triton supported; its kernels with the newest, too; the benchmarks' own checks.
-deep: export OMP_NUM_THREADS = 1
-deep: dist
-	PYTHONPATH=$(abspath $(COMPILERS))/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
+$(COMPILERS)/wheel/.ready: $(SOURCES)
+	$(MAKE) dist
+
+deep: deep-tests newest-triton as-gpu bench-check
+deep-tests newest-triton as-gpu: export OMP_NUM_THREADS = 1
+
+# Tests marked deep, with the oldest Triton supported.
+deep-tests: $(VENV)/.dev $(COMPILERS)/wheel/.ready
+	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
+
+# Its kernels with the Triton of this environment, the newest where nothing else was asked for.
+newest-triton: $(VENV)/.dev
 	$(BIN)/pytest -m deep $(SPREAD) tests/test_triton.py tests/test_triton_interpreter.py $(ARGS)
-	$(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(AS_GPU) $(ARGS)
+
+as-gpu: $(VENV)/.dev
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(ARGS)
+
+# Every form of every benchmark computes the same; nothing is timed.
+bench-check: $(VENV)/.pconv_ext
 	$(BIN)/pytest benchmarks --benchmark-disable $(ARGS)
 
 # One wheel in the oldest torch and in the newest, each in a new environment: downloads several GB.
@@ -88,10 +101,19 @@ $(BIN)/pip:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('Python >= 3.10 is needed, not ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 
+# An environment that is there follows another TORCH=; another PYTHON= it cannot follow.
+VERSION_OF = -c 'import sys; print(*sys.version_info[:2])'
+$(VENV)/.asked: FORCE | $(BIN)/pip
+ifneq ($(origin PYTHON),file)
+	@test "$$($(PYTHON) $(VERSION_OF))" = "$$($(BIN)/python $(VERSION_OF))" || \
+		{ echo "$(VENV) has another Python than $(PYTHON): name a new folder for its environment, VENV=..."; exit 1; }
+endif
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
 # torch comes first: the build then uses it instead of downloading one of its own. It is named again, because every
 # torchvision fits one torch, and pip would otherwise take the newest of both; without what stands behind a "+", which
 # is the builder's and in no index.
-$(VENV)/.pconv_ext: $(SOURCES) | $(BIN)/pip
+$(VENV)/.pconv_ext: $(SOURCES) $(VENV)/.asked | $(BIN)/pip
 	$(BIN)/pip install "$(TORCH)"
 	$(BIN)/pip install ".[test,bench]" "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
 	touch $@

@@ -2,10 +2,8 @@
 
 import glob
 import os
-import shlex
 import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -17,6 +15,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 os.chdir(ROOT)
 sys.path.insert(0, os.path.join(ROOT, "buildtools"))  # pip has it there already; `python setup.py` has not
 import cuda_build  # noqa: E402
+import needs  # noqa: E402
 from pconv_build import TORCH_REQUIREMENT, find_torch  # noqa: E402
 
 # Without build isolation nothing checks [build-system] requires, and Python 3.11 comes with setuptools 65.
@@ -34,21 +33,6 @@ CXX_FLAGS = [
     "-g0",  # overrides the -g that many Pythons were built with: a tenth of the size
     "-Wall",
 ]
-
-
-def missing(torch_folder: str | None) -> str:
-    """What a build needs and does not find, and where to get it; "" if all is there."""
-    compiler, headers = os.environ.get("CXX", "c++"), sysconfig.get_path("include")
-    if not shutil.which((shlex.split(compiler) or [""])[0]):
-        return f"no C++ compiler {compiler!r}: install g++ (Debian, Ubuntu: apt install g++), or set CXX"
-    if not Path(headers, "Python.h").is_file():
-        return f"no Python.h in {headers}: install Python's headers (Debian, Ubuntu: apt install python3-dev)"
-    if torch_folder is None:
-        return (
-            f"no {TORCH_REQUIREMENT} in this environment, which it is compiled against: install it first, or "
-            "leave out --no-build-isolation"
-        )
-    return ""
 
 
 def cuda_compiler() -> str | None:
@@ -94,7 +78,7 @@ def extension():
     sources = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
     headers = sorted(glob.glob("csrc/**/*.h", recursive=True))
     torch_folder = find_torch()
-    reason = missing(torch_folder)
+    reason = needs.missing(torch_folder, TORCH_REQUIREMENT)
     if reason:
         return Extension("pconv_ext._C", sources, py_limited_api=True), cannot_build(reason)
 

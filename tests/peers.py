@@ -195,6 +195,7 @@ LAYERS = {
     "climate": (PConvBlock(4, 6, 5, 2, (2, 2)), "channels"),
     "climate, norm": (PConvBlock(4, 6, 3, 1, (1, 1), bn=True, activation=nn.ReLU(), dropout=0), "channels"),
     "climate, masked norm": (PConvBlock(4, 6, 3, 2, (1, 1), False, bn=True, masked_bn=True), "channels"),
+    "climate, conv": (pair("PConvBlock", "conv", "mask_conv")(4, 6, 3, 2, 1), "channels"),
     "bobqywei": (PartialConvLayer(4, 6, 5, 2, 2), "channels"),
     "bobqywei, no norm": (PartialConvLayer(4, 6, 3, 1, 1, bn=False), "channels"),
     "xyfJASON": (xyf()(4, 6, 3, 2, 1), "channels"),

@@ -194,6 +194,10 @@ def test_replacing_keeps_the_modes_of_frozen_norms():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_replacing_keeps_dtypes(peer, dtype):
     old = instance(peer)[0].to(dtype)
+    if dtype != torch.float32 and peer.startswith(UNSCALED):
+        with pytest.warns(UserWarning, match=rf"weights in {dtype} lose digits when they are divided by \d+"):
+            assert replace_partial_convs(nn.Sequential(old))[0] is old
+        return
     new = replace_partial_convs(nn.Sequential(old))[0]
     assert isinstance(new, PartialConv2d)
     assert {tensor.dtype for tensor in new.state_dict().values()} <= {dtype, torch.int64}

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from peers import (
     LAYERS,
@@ -345,16 +346,60 @@ def test_the_default_dtype_does_not_matter():
     assert all(isinstance(layer, PartialConv2d) for layer in model)
 
 
-def test_float16_weights_that_would_lose_their_digits():
-    """Divided by C k k = 9216 they are subnormal."""
-    layer = NAOTO_OLD(1024, 2, 3)
-    with torch.no_grad():
-        layer.input_conv.weight.normal_().mul_(0.05)
-    state = layer.half().state_dict()
-    with pytest.raises(ValueError, match=r"input_conv.weight: divided by 9216, float16 weights lose"):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_checkpoint_in_half_precision_is_not_divided(dtype):
+    state = NAOTO_OLD(4, 2, 3).to(dtype).state_dict()
+    with pytest.raises(
+        ValueError, match=rf"input_conv.weight: weights in {dtype} lose digits .* by 36; convert"
+    ):
         convert_state_dict(state, scaled_by_window=False)
     assert convert_state_dict(state, scaled_by_window=True)["weight"] is state["input_conv.weight"]
-    model = nn.Sequential(layer)
-    with pytest.warns(UserWarning, match="0: PartialConv left as it is, input_conv.weight: divided by 9216"):
+
+
+def assert_held(model, layer, reason):
+    """`layer`, the only one in `model` of these names, is not replaced, for this reason."""
+    with pytest.warns(UserWarning, match=f"left as it is, {re.escape(reason)}"):
         replace_partial_convs(model)
-    assert model[0] is layer
+    assert any(module is layer for module in model.modules())
+
+
+def test_compiled_layers():
+    layer = nvidia()(2, 2, 3)
+    assert_held(nn.Sequential(torch.compile(layer)), layer, "it is compiled")
+    layer.compile()
+    assert_held(nn.Sequential(layer), layer, "it is compiled")
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda layer: layer, lambda layer: [layer], lambda layer: {"first": layer}], ids=str
+)
+def test_layers_that_are_held_twice(hold):
+    """A list, say, would go on with the old one."""
+    model = nn.Sequential(nvidia()(2, 2, 3))
+    model.__dict__["others"] = hold(model[0])
+    assert_held(model, model[0], "model.others holds it, too")
+
+
+def test_rescaled_weights_under_data_parallel(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(NAOTO_OLD(2, 2, 3), nvidia()(2, 2, 3)))
+        assert_held(model, model.module[0], "its input_conv.weight is shared and would be another")
+    finally:
+        dist.destroy_process_group()
+    assert isinstance(model.module[1], PartialConv2d), "which keeps its weight"
+
+
+def test_a_layer_that_was_called_with_the_inputs_of_the_comparison():
+    """It remembers their size, and would go on with the mask of then."""
+
+    def forward(self, input, mask_in=None):
+        if mask_in is None and self.last_size == tuple(input.shape):
+            mask_in = torch.zeros_like(input[:, :1])
+        return NVIDIA.forward(self, input, mask_in)
+
+    layer = changed(NVIDIA, forward=forward)(2, 2, 3)
+    layer.last_size = (3, 2, 5, 6)
+    assert not layer(torch.randn(3, 2, 5, 6)).any()
+    layer.last_size = (3, 2, 5, 6)
+    assert isinstance(replace_partial_convs(nn.Sequential(layer))[0], PartialConv2d)

@@ -1,5 +1,6 @@
 """What a newcomer meets first: make, the build, and one pytest call for tests and benchmarks."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("torch", ["", "torch==2.11.0"])
 @pytest.mark.parametrize("version", ["2.14.1+cu130", "2.13.0+cpu", "2.11.0", "2.15.0.dev20261130+cpu"])
-def test_the_installed_torch_is_kept_whatever_its_build(version, tmp_path):
+def test_the_installed_torch_is_kept_whatever_its_build(version, torch, tmp_path):
     """No index has the part of a version behind a "+"; pip compares the rest with what is installed."""
     bin_folder, site = tmp_path / "venv" / "bin", tmp_path / "site"
     (site / "torch").mkdir(parents=True)
@@ -25,16 +27,18 @@ def test_the_installed_torch_is_kept_whatever_its_build(version, tmp_path):
         (bin_folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (bin_folder / name).chmod(0o755)
     target = tmp_path / "venv" / ".pconv_ext"
+    given = ("TORCH", "PYTHON", "VENV", "ARGS", "MAKEFLAGS", "MAKELEVEL")  # to the make that runs this test
+    kept = {name: value for name, value in os.environ.items() if name not in given}
     run = subprocess.run(
-        ["make", f"VENV={target.parent}", str(target)],
+        ["make", f"VENV={target.parent}", *([f"TORCH={torch}"] if torch else []), str(target)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(site), "MAKEFLAGS": ""},
+        env={**kept, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
     first, second = asked.read_text().splitlines()
-    assert first == "install torch>=2.11"
+    assert first == f"install {torch or 'torch>=2.11'}"
     assert second == f"install .[test,bench] torch=={version.partition('+')[0]}"
 
 
@@ -45,16 +49,30 @@ def test_modules_of_tests_and_benchmarks_have_different_names():
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_a_missing_compiler_is_said_before_anything_is_built():
-    run = subprocess.run(
-        [sys.executable, "setup.py", "build_ext"],
-        cwd=ROOT,
-        env={**os.environ, "CXX": "c++-of-nowhere", "PCONV_EXT_CUDA": "0"},
-        capture_output=True,
-        text=True,
+@pytest.fixture
+def needs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "buildtools"))
+    return importlib.import_module("needs")
+
+
+def test_what_a_build_lacks_is_said(needs, monkeypatch, tmp_path):
+    assert needs.missing("/somewhere", "torch>=2.11") == ""
+    assert needs.missing(None, "torch>=2.11").startswith("no torch>=2.11 in this environment")
+    monkeypatch.setattr(needs.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert needs.missing("/somewhere", "torch>=2.11").startswith(
+        f"no Python.h in {tmp_path}: install Python's"
     )
-    assert run.returncode != 0
-    assert "pconv_ext cannot be built: no C++ compiler 'c++-of-nowhere': install g++" in run.stderr
+    monkeypatch.setenv("CXX", "ccache c++")
+    monkeypatch.setattr(needs.shutil, "which", lambda name: None if name == "ccache" else f"/bin/{name}")
+    assert needs.missing("/somewhere", "torch>=2.11").startswith("no C++ compiler 'ccache c++': install g++")
+
+
+def test_no_assertion_on_a_compiler_is_in_the_default_run():
+    files = ["tests/test_compiled.py", "tests/test_cuda_compiled.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 5, run.stdout  # nothing is left to run
+    assert "deselected" in run.stdout
 
 
 @pytest.mark.deep

@@ -11,7 +11,7 @@ mmagic, mmediting        ``weight``, ``bias``, ``weight_mask_updater``          
 naoto0804                ``input_conv.weight``, ``.bias``, ``mask_conv.weight``  ``weight``, ``bias``
 naoto0804, later         ``conv2d.weight``, ``.bias``, ``mask2d.weight, .bias``  ``weight``, ``bias``
 3d-photo-inpainting      as naoto0804                                            ``weight``, ``bias``
-climatereconstructionAI  as naoto0804, and ``bn.*``                              these and ``bn.*``
+climatereconstructionAI  as naoto0804 or with ``conv.*``, and ``bn.*``           these and ``bn.*``
 bobqywei                 as naoto0804, and ``batch_normalization.*``             these and the last
 xyfJASON                 ``conv.weight``, ``bias``, ``mask_conv_weight``         ``weight``, ``bias``
 =======================  ======================================================  ========================

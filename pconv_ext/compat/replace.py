@@ -25,16 +25,17 @@ def replace_partial_convs(model: nn.Module, *, backend: str = "auto") -> nn.Modu
     - all its parameters, buffers, submodules, attributes and overridden methods are those of a layer in the
       table at the top of `pconv_ext.compat`, in two dimensions; padding is of zeros, in the convolution or
       before it;
-    - nothing hangs on it that would be lost: hooks of any kind, a weight that would have to be rescaled and
-      is shared with another layer;
+    - nothing hangs on it that would be lost or go on without it: hooks of any kind, torch.compile, a second
+      reference in an attribute, a list or a dict of a module, a weight that would have to be rescaled and is
+      shared with another layer, in half precision or under DistributedDataParallel;
     - copies of it, one of them converted, give the same outputs and masks, to 1e-5 of the largest output.
       They are compared in float64, in evaluation and in training mode, on small random inputs with and
       without holes, under masks of one plane and of all channels. Masks are zeros and ones.
 
     Every other layer is left as it is, with a warning that names what was not understood, the hooks or the
     difference. Parameters stay the same objects with their dtype, device and requires_grad, except weights of
-    layers that leave out sum(1), which are rescaled and therefore new: make optimizers afterwards. Training
-    modes are kept, and so is the way a layer is called and returns:
+    layers that leave out sum(1), which are rescaled and therefore new: make optimizers, averaged copies and
+    wrappers of the model afterwards. Training modes are kept, and so is how a layer is called and returns:
 
     - NVIDIA: ``layer(input, mask_in=None)`` returns out or (out, mask), by the layer's return_mask;
     - mmagic: ``layer(input, mask=None, return_mask=True)``; without a mask it is a plain convolution;
@@ -54,14 +55,14 @@ def replace_partial_convs(model: nn.Module, *, backend: str = "auto") -> nn.Modu
         ValueError: an unknown backend. Nothing is replaced.
     """
     _backends.check_name("replace_partial_convs", backend)
-    uses = _uses(model)
+    uses, held = _uses(model), _held_elsewhere(model)
     replacements: dict[nn.Module, nn.Module] = {}
     for path, layer in model.named_modules():
         if isinstance(layer, PartialConv2d) or _CLASS_NAMES.isdisjoint(
             base.__name__ for base in type(layer).__mro__
         ):
             continue
-        new = _replacement(layer, backend, uses)
+        new = held.get(id(layer)) or _replacement(layer, backend, uses)
         if isinstance(new, str):
             name = type(layer).__name__
             warnings.warn(f"{path or 'model'}: {name} left as it is, {new}", stacklevel=2)
@@ -101,11 +102,33 @@ def _replacement(layer: nn.Module, backend: str, uses: Counter[int]) -> nn.Modul
     return new
 
 
+def _held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Why a module cannot be taken out of `model` by its name alone, by id."""
+    held = {}
+    for path, module in model.named_modules():
+        if module._compiled_call_impl is not None:
+            held[id(module)] = "it is compiled"
+        if type(module).__name__ == "OptimizedModule":
+            held |= {id(child): "it is compiled" for child in module.children()}
+        for name, value in vars(module).items():
+            if name in ("_modules", "_parameters", "_buffers"):
+                continue
+            values = value.values() if isinstance(value, dict) else value
+            for other in values if isinstance(value, (dict, list, tuple)) else (value,):
+                if isinstance(other, nn.Module):
+                    held.setdefault(id(other), f"{path or 'model'}.{name} holds it, too")
+    return held
+
+
 def _uses(model: nn.Module) -> Counter[int]:
     """How many modules of `model` hold each module and each parameter, by id."""
-    return Counter(
+    uses = Counter(
         id(held)
         for module in model.modules()
         for held in (*module._modules.values(), *module._parameters.values())
         if held is not None
     )
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):  # it goes on reducing those it has found
+            uses.update(id(parameter) for parameter in module.parameters())
+    return uses

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 #: The convolution of the features and that of the mask, in layers that have two.
-CONV_PAIRS = (("input_conv", "mask_conv"), ("conv2d", "mask2d"))
+CONV_PAIRS = (("input_conv", "mask_conv"), ("conv", "mask_conv"), ("conv2d", "mask2d"))
 _DROPPED = ("weight_mask_updater", "weight_maskUpdater", "_bias_view", "mask_conv_weight")
 
 
@@ -22,8 +22,9 @@ def convert_state_dict(
 
         model.load_state_dict(pconv_ext.compat.convert_state_dict(checkpoint["model"]))
 
-    Layers with a convolution of the mask beside that of the features (``input_conv`` and ``mask_conv``,
-    ``conv2d`` and ``mask2d``) are saved alike whether they multiply by sum(1) or not. Tell by the code::
+    Layers with a convolution of the mask beside that of the features (``input_conv`` or ``conv`` and
+    ``mask_conv``, ``conv2d`` and ``mask2d``) are saved alike whether they multiply by sum(1) or not. Tell by
+    the code::
 
         output * self.slide_winsize / mask_sum  # scaled_by_window=True, 3d-photo-inpainting
         output / mask_sum                       # False, naoto0804, climatereconstructionAI, bobqywei
@@ -38,8 +39,8 @@ def convert_state_dict(
         The converted dict, in the order of `state_dict`.
 
     Raises:
-        ValueError: a layer is there for which `scaled_by_window` decides, and it is None; or its weights are
-            float16 and too small to be divided.
+        ValueError: a layer is there for which `scaled_by_window` decides, and it is None; or its weights
+            would have to be divided in half precision.
     """
     pairs = {
         key.removesuffix(f"{mask}.weight"): (conv, mask)
@@ -74,17 +75,14 @@ def rescaled(weight: Tensor, divisor: float, name: str) -> Tensor:
     """`weight` over `divisor`.
 
     Raises:
-        ValueError: float16 has no such small numbers, and digits would be lost.
+        ValueError: it is in half precision, where the quotient is not the same to 1e-5.
     """
-    result = weight / divisor
-    if result.dtype == torch.float16:
-        exact = weight.float() / divisor
-        if (result.float() - exact).norm() > torch.finfo(torch.float16).eps * exact.norm():
-            raise ValueError(
-                f"{name}: divided by {divisor:g}, float16 weights lose their digits; convert them to "
-                "float32 first"
-            )
-    return result
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{name}: weights in {weight.dtype} lose digits when they are divided by {divisor:g}; convert "
+            "them to float32 first"
+        )
+    return weight / divisor
 
 
 def _is_key(key: str, name: str) -> bool:
