@@ -170,6 +170,7 @@ def main() -> None:
     results = chosen.results.resolve()
     results.parent.mkdir(parents=True, exist_ok=True)
 
+    here = machine("cuda" if torch.cuda.is_available() else "cpu")  # afterwards the GPU may be lost
     began = time.monotonic()
     signal.signal(signal.SIGTERM, stop)
     processes: list[Process] = []
@@ -184,7 +185,7 @@ def main() -> None:
     end(processes, chosen.grace)
     parts = [report(process) for process in processes]
     found = summary(parts, time.monotonic() - began)
-    write_json(results, {"machine": machine("cuda" if torch.cuda.is_available() else "cpu"), **found})
+    write_json(results, {"machine": here, **found})
     for process, part in zip(processes, parts, strict=True):
         if part["exit code"] not in ENDED:
             print(f"--- the end of {process.output}")

@@ -1,8 +1,8 @@
 """Tables and plots from a run's JSON: `python benchmarks/report.py [JSON] [--readme FILE] [--plots FOLDER]`.
 
 Without options it prints the Markdown table. `--readme` puts its lines for the rectangle between the two
-`<!-- benchmarks -->` marks of a file, unless the run was at uncommitted changes; `--plots` writes
-`speedup.svg` and, of a run with --full, `sweeps.svg`.
+`<!-- benchmarks -->` marks of a file; `--plots` writes `speedup.svg` and, of a run with --full, `sweeps.svg`.
+Both refuse a run at uncommitted changes.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def main() -> None:
     content = json.loads(options.results.read_text())
     records = content["records"]
     networks = content.get("networks", [])
-    if options.readme and unfit(content["machine"]):
+    if (options.readme or options.plots) and unfit(content["machine"]):
         parser.error(unfit(content["machine"]))
     if options.readme and records:
         table = markdown(content["machine"], [r for r in records if r["mask"] == "rectangle"])

@@ -21,9 +21,13 @@ from names import COMPILED, DIRTY, FORWARD, UNKNOWN
 import pconv_ext
 from pconv_ext.info import cpuinfo
 
+ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = {"cpu": ["cpu"], "cuda": ["triton", "cuda"]}  # in the order of "auto"
-#: Changes that no figure depends on, as patterns of git.
-NO_PART_OF_IT = (":!*.md", ":!benchmarks/results", ":!tests")
+#: What figures depend on, as patterns of git.
+MEASURED = (
+    *("csrc", "kernels", "pconv_ext", "buildtools", "setup.py", "pyproject.toml", "benchmarks"),
+    *(":!*.md", ":!benchmarks/results"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -223,15 +227,15 @@ def _processor() -> str:
 def _commit() -> str:
     """Of the checkout, "-dirty" where it has changed since. Without history what COMMIT says."""
     try:
+        if Path(_git("rev-parse", "--show-toplevel")) != ROOT:  # inside of another's checkout
+            return os.environ.get("COMMIT", UNKNOWN)
         commit = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", *NO_PART_OF_IT)
+        changed = _git("status", "--porcelain", "--", *MEASURED)
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("COMMIT", UNKNOWN)
     return f"{commit}{DIRTY}" if changed else commit
 
 
 def _git(*arguments: str) -> str:
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

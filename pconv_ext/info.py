@@ -97,8 +97,11 @@ def _instruction_set() -> str:
 
 def _gpus() -> Iterator[tuple[str, str]]:
     for i in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(i)
-        yield f"GPU {i}", f"{torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
+        try:
+            major, minor = torch.cuda.get_device_capability(i)
+            yield f"GPU {i}", f"{torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
+        except (AssertionError, RuntimeError) as error:  # a driver too old for this torch
+            yield f"GPU {i}", " ".join(str(error).split())
     if not _cuda.REASON:
         yield "CUDA kernels", _cuda.library_build()
 

@@ -82,7 +82,8 @@ def pytest_collection_modifyitems(config, items):
     if config.option.share:
         kept = [item for item in kept if selection.in_share(item.nodeid, *config.option.share)]
     if len(kept) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        selected = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
         items[:] = kept
 
 

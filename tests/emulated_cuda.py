@@ -16,6 +16,11 @@ FLAGS = [
     *("-x", "c++", "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}"),
     *("-DPCONV_EMULATE", '-DPCONV_ARCHITECTURES="none"', "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE"),
 ]
+# An instruction is known by its place in the code, so that none may be doubled or merged with another.
+FLAGS += [
+    f"-fno-{how}"
+    for how in ("thread-jumps", "crossjumping", "tree-tail-merge", "unswitch-loops", "split-paths")
+]
 # They put the calls into the kernels that CHECKS defines.
 CHECKED = ["-fsanitize=thread", "-fsanitize=alignment"]
 

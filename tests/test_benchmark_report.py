@@ -1,6 +1,7 @@
 """Figures of the documentation come from commits that one can check out."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,32 +12,50 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- benchmarks -->\nold\n<!-- benchmarks -->\n"
 
 
-def reported(tmp_path, commit):
-    """The README after `report.py --readme` with the stored results, and the process."""
+def reported(tmp_path, commit, *options):
+    """The process of report.py over the stored results, as if of `commit`."""
     content = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx512.json").read_text())
     content["machine"]["commit"] = commit
-    results, readme = tmp_path / "results.json", tmp_path / "README.md"
+    results = tmp_path / "results.json"
     results.write_text(json.dumps(content | {"networks": []}))
-    readme.write_text(MARKS)
-    command = [sys.executable, ROOT / "benchmarks" / "report.py", results, "--readme", readme]
-    return readme.read_text, subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "benchmarks" / "report.py", results, *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def readme(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(MARKS)
+    return file
 
 
 @pytest.mark.parametrize("commit", ["e219717b8ec8-dirty", "unknown"])
-def test_a_run_at_uncommitted_changes_does_not_reach_the_readme(tmp_path, commit):
-    readme, run = reported(tmp_path, commit)
+def test_a_run_at_uncommitted_changes_does_not_reach_the_readme(tmp_path, readme, commit):
+    run = reported(tmp_path, commit, "--readme", readme)
     assert run.returncode == 2
     assert f"not fit for the README: measured at commit {commit}" in run.stderr
-    assert readme() == MARKS
+    assert readme.read_text() == MARKS
 
 
-def test_a_clean_run_does(tmp_path):
-    readme, run = reported(tmp_path, "e219717b8ec8")
+def test_a_clean_run_does(tmp_path, readme):
+    run = reported(tmp_path, "e219717b8ec8", "--readme", readme)
     assert run.returncode == 0, run.stderr
-    assert "commit e219717b8ec8;" in readme()
-    assert "old" not in readme()
+    assert "commit e219717b8ec8;" in readme.read_text()
+    assert "old" not in readme.read_text()
+
+
+def test_nor_do_its_plots(tmp_path):
+    run = reported(tmp_path, "e219717b8ec8-dirty", "--plots", tmp_path / "plots")
+    assert run.returncode == 2
+    assert not (tmp_path / "plots").exists()
 
 
 def test_no_such_figures_stand_in_the_documentation():
     for file in ("README.md", "CONTRIBUTING.md", "benchmarks/NOTES.md"):
-        assert "-dirty" not in (ROOT / file).read_text(), file
+        text = (ROOT / file).read_text()
+        assert "-dirty" not in text, file
+        assert not re.search("@[A-Z]+@", text), f"{file} has a blank"
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        if not file.name.startswith("latest"):  # of a run here, which git ignores
+            machine = json.loads(file.read_text()).get("machine", {})
+            assert not machine.get("commit", "").endswith("-dirty"), file

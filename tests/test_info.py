@@ -27,6 +27,17 @@ def test_a_missing_compiled_module_is_said(monkeypatch):
     assert "none, the CPU kernels are not there" in info.report()
 
 
+def test_a_gpu_that_this_torch_cannot_use_is_named_with_the_reason(monkeypatch):
+    def fails(index):
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
+    lines = info.report().splitlines()
+    (line,) = [line for line in lines if line.startswith("GPU 0 ")]
+    assert line.endswith("The NVIDIA driver on your system is too old (found version 11040).")
+
+
 def test_it_needs_no_extra():
     program = (
         "import sys\n"
