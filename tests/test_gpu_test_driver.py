@@ -85,10 +85,29 @@ def test_nothing_selected(driver, tmp_path):
     assert "nothing ran" in printed
 
 
+def wait_for(what, tmp_path):
+    """Until a process has written it, such as a test that begins."""
+    until = time.monotonic() + 100
+    while not any(what in file.read_text() for file in tmp_path.glob("*.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
 def test_the_deadline(driver, tmp_path):
-    """pytest is interrupted, and writes its files."""
-    code, printed, report = ended(driver(FAILS + SLEEPS, "--deadline", "25"), tmp_path)
+    code, _, report = ended(driver(SLEEPS, "--deadline", "5", "--grace", "60"), tmp_path)
     assert code == 1
+    assert not report["complete"]
+
+
+def test_interrupted_processes_write_their_files(driver, tmp_path):
+    """The signal that `timeout` sends is a deadline, too."""
+    process = driver(FAILS + SLEEPS, "--grace", "100")
+    for what in ('"outcome": "failed"', "test_sleeps"):  # of two processes
+        wait_for(what, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    code, printed, report = ended(process, tmp_path)
+    assert code == 1
+    assert "interrupted" in printed
     assert not report["complete"]
     assert named(report["failed"]) == ["test_fails"]
     assert "test_fails: assert (1 + 1) == 3" in printed
@@ -97,17 +116,12 @@ def test_the_deadline(driver, tmp_path):
     assert all((tmp_path / f"test-{i}.xml").stat().st_size for i in range(2))
 
 
-def test_one_that_cannot_be_interrupted(driver, tmp_path):
-    """It is killed. The signal that `timeout` sends is a deadline, too."""
+def test_one_that_cannot_be_interrupted_is_killed(driver, tmp_path):
     process = driver(HANGS, "--grace", "5")
-    until = time.monotonic() + 100
-    while not any("test_hangs" in file.read_text() for file in tmp_path.glob("*.jsonl")):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    wait_for("test_hangs", tmp_path)
     process.send_signal(signal.SIGTERM)
-    code, printed, report = ended(process, tmp_path)
+    code, _, report = ended(process, tmp_path)
     assert code == 1
-    assert "interrupted" in printed
     assert "test_hangs" in named(report["running at the end"])
     assert -signal.SIGKILL in [process["exit code"] for process in report["processes"]]
 
