@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from layers import IMAGE_SIZE, LAYERS, Problem, make_mask, network
 from names import COMPILED, DIRTY, FORWARD, UNKNOWN
 
 import pconv_ext
-from pconv_ext.info import cpuinfo
+from pconv_ext.info import cpuinfo, version
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = {"cpu": ["cpu"], "cuda": ["triton", "cuda"]}  # in the order of "auto"
@@ -189,7 +188,7 @@ def capability() -> str:
 def machine(device: str) -> dict[str, Any]:
     """Versions, processor or GPU, threads and commit; nothing that names the machine itself."""
     result: dict[str, Any] = {
-        "pconv_ext": _version("pconv_ext"),
+        "pconv_ext": version("pconv_ext"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
@@ -203,18 +202,11 @@ def machine(device: str) -> dict[str, Any]:
     if device == "cuda":
         result |= {
             "capability": capability(),
-            "triton": _version("triton"),
+            "triton": version("triton"),
             "cudnn": torch.backends.cudnn.version(),
             "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,
         }
     return result
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:

@@ -52,15 +52,16 @@ def report() -> str:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    yield "pconv_ext", f"{_version('pconv_ext')} in {Path(__file__).parent}"
+    yield "pconv_ext", f"{version('pconv_ext')} in {Path(__file__).parent}"
     yield "Python", f"{platform.python_version()} in {sys.prefix}, {platform.platform()}"
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
     yield "torch", f"{torch.__version__}, built for {built_for}"
     for package in PACKAGES:
-        yield package, _version(package)
+        yield package, version(package)
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed distribution; "not installed" without it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
