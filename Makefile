@@ -40,12 +40,12 @@ check-all:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/support/*.cpp
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP) tests/*.cpp
+	$(BIN)/clang-format -i $(CPP) tests/support/*.cpp
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
@@ -74,7 +74,8 @@ deep-tests: $(VENV)/.dev $(COMPILERS)/wheel/.ready
 
 # Its kernels with the Triton of this environment, the newest where nothing else was asked for.
 newest-triton: $(VENV)/.dev
-	$(BIN)/pytest -m deep $(SPREAD) tests/test_triton.py tests/test_triton_interpreter.py $(ARGS)
+	$(BIN)/pytest -m deep $(SPREAD) -k triton \
+		tests/backends/test_gpu_kernels.py tests/emulator/test_triton_interpreter.py $(ARGS)
 
 as-gpu: $(VENV)/.dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(ARGS)
