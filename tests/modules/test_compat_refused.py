@@ -1,25 +1,25 @@
-"""Layers that `replace_partial_convs` has to leave as they are, and say why; look-alikes in peers.py."""
+"""Layers that `replace_partial_convs` has to leave as they are, and say why; look-alikes of support.peers."""
 
 import copy
-import re
 import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from support.peers import (
     LAYERS,
     NAOTO_OLD,
-    PHOTO_3D,
     PConvBlock,
+    changed,
     circular,
     mask_sum_conv2d,
     mmagic,
     nvidia,
     ones_like_conv,
+    with_,
     xyf,
 )
+from support.replacements import assert_stays
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -27,17 +27,6 @@ from pconv_ext import PartialConv2d, replace_partial_convs
 from pconv_ext.compat import convert_state_dict
 
 NVIDIA = nvidia()
-
-
-def with_(layer, **attributes):
-    for name, value in attributes.items():
-        setattr(layer, name, value)
-    return layer
-
-
-def changed(base, **members):
-    """A subclass of `base` of the same name."""
-    return type(base.__name__, (base,), members)
 
 
 def three_dimensional():
@@ -101,21 +90,6 @@ NOT_RECOGNISED = {
     ),
     "a scaling by nothing": (with_(NAOTO_OLD(2, 2, 3), slide_winsize=0), "slide_winsize=0"),
 }
-
-
-def assert_stays(layer, reason, *, name=None):
-    """It stays with a warning that has `reason` in it, and the layer beside it is replaced."""
-    model = nn.Sequential(layer, copy.deepcopy(LAYERS["nvidia"][0]))
-    state = torch.get_rng_state()
-    with pytest.warns(UserWarning, match=re.escape(reason)) as caught:
-        replace_partial_convs(model)
-    assert torch.equal(torch.get_rng_state(), state)
-    message = str(caught[0].message)
-    assert message.startswith(f"0: {name or type(layer).__name__} left as it is, "), message
-    assert len(caught) == 1
-    assert model[0] is layer
-    assert isinstance(model[1], PartialConv2d)
-    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("case", NOT_RECOGNISED)
@@ -243,62 +217,6 @@ def test_what_cannot_be_compared(case):
     assert_stays(layer, reason)
 
 
-def nothing(*args):
-    return None
-
-
-HOOKS = {
-    "_forward_hooks": lambda module: module.register_forward_hook(nothing),
-    "_forward_pre_hooks": lambda module: module.register_forward_pre_hook(nothing),
-    "_backward_hooks": lambda module: module.register_full_backward_hook(nothing),
-    "_backward_pre_hooks": lambda module: module.register_full_backward_pre_hook(nothing),
-    "_state_dict_hooks": lambda module: module._register_state_dict_hook(nothing),
-    "_state_dict_pre_hooks": lambda module: module.register_state_dict_pre_hook(nothing),
-    "_load_state_dict_pre_hooks": lambda module: module.register_load_state_dict_pre_hook(nothing),
-    "_load_state_dict_post_hooks": lambda module: module.register_load_state_dict_post_hook(nothing),
-}
-
-
-@pytest.mark.parametrize("kind", HOOKS)
-def test_hooks(kind):
-    layer = copy.deepcopy(LAYERS["nvidia"][0])
-    HOOKS[kind](layer)
-    assert_stays(layer, f"it carries hooks: {kind}")
-    outer = copy.deepcopy(LAYERS["xyfJASON"][0])
-    HOOKS[kind](outer.conv)
-    assert_stays(outer, f"it carries hooks: conv.{kind}")
-
-
-@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_hooks_of_a_weight_that_is_rescaled(register):
-    layer, kept = NAOTO_OLD(2, 2, 3), PHOTO_3D(2, 2, 3)
-    for each in (layer, kept):
-        getattr(each.input_conv.weight, register)(nothing)
-    assert_stays(layer, "it carries hooks: input_conv.weight")
-    assert isinstance(replace_partial_convs(nn.Sequential(kept))[0], PartialConv2d), (
-        "the weight stays the same"
-    )
-
-
-@pytest.mark.parametrize("shared", ["weight", "module"])
-def test_shared_weights(shared):
-    """A weight that is rescaled cannot be shared with a layer that needs it as it is."""
-    for peer, stays in ((NAOTO_OLD, True), (PHOTO_3D, False)):
-        first, second = peer(2, 2, 3), peer(2, 2, 3)
-        if shared == "module":
-            second.input_conv = first.input_conv
-        else:
-            second.input_conv.weight = first.input_conv.weight
-        model = nn.Sequential(first, second)
-        if stays:
-            with pytest.warns(UserWarning, match=re.escape("left as it is, its input_conv.weight is shared")):
-                replace_partial_convs(model)
-            assert list(model) == [first, second]
-        else:
-            replace_partial_convs(model)
-            assert model[0].weight is model[1].weight
-
-
 def test_a_subclass_of_another_name_is_looked_at():
     layer = type("Mine", (changed(NAOTO_OLD, forward=scales),), {})(2, 2, 3)
     assert_stays(layer, "its replacement would differ", name="Mine")
@@ -354,40 +272,6 @@ def test_a_checkpoint_in_half_precision_is_not_divided(dtype):
     ):
         convert_state_dict(state, scaled_by_window=False)
     assert convert_state_dict(state, scaled_by_window=True)["weight"] is state["input_conv.weight"]
-
-
-def assert_held(model, layer, reason):
-    """`layer`, the only one in `model` of these names, is not replaced, for this reason."""
-    with pytest.warns(UserWarning, match=f"left as it is, {re.escape(reason)}"):
-        replace_partial_convs(model)
-    assert any(module is layer for module in model.modules())
-
-
-def test_compiled_layers():
-    layer = nvidia()(2, 2, 3)
-    assert_held(nn.Sequential(torch.compile(layer)), layer, "it is compiled")
-    layer.compile()
-    assert_held(nn.Sequential(layer), layer, "it is compiled")
-
-
-@pytest.mark.parametrize(
-    "hold", [lambda layer: layer, lambda layer: [layer], lambda layer: {"first": layer}], ids=str
-)
-def test_layers_that_are_held_twice(hold):
-    """A list, say, would go on with the old one."""
-    model = nn.Sequential(nvidia()(2, 2, 3))
-    model.__dict__["others"] = hold(model[0])
-    assert_held(model, model[0], "model.others holds it, too")
-
-
-def test_rescaled_weights_under_data_parallel(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        model = nn.parallel.DistributedDataParallel(nn.Sequential(NAOTO_OLD(2, 2, 3), nvidia()(2, 2, 3)))
-        assert_held(model, model.module[0], "its input_conv.weight is shared and would be another")
-    finally:
-        dist.destroy_process_group()
-    assert isinstance(model.module[1], PartialConv2d), "which keeps its weight"
 
 
 def test_a_layer_that_was_called_with_the_inputs_of_the_comparison():

@@ -203,3 +203,14 @@ LAYERS = {
 }
 #: Layers that leave out sum(1), so that their weights are rescaled.
 UNSCALED = ("naoto0804", "climate", "bobqywei")
+
+
+def with_(layer, **attributes):
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    return layer
+
+
+def changed(base, **members):
+    """A subclass of `base` of the same name."""
+    return type(base.__name__, (base,), members)
