@@ -31,7 +31,8 @@ struct Call {
               [&](size_t a, size_t b) { return weights[a].size(2) < weights[b].size(2); });
     g.N = x.size(0), g.C = x.size(1), g.H = x.size(2), g.W = x.size(3), g.groups = 1;
     g.O = scales.size(1), g.kh = g.kw = weights[order.back()].size(2);
-    g.sh = stride[0], g.sw = stride[1], g.dh = g.dw = 1, g.pt = g.pl = g.kh / 2;
+    g.sh = std::min(stride[0], g.H), g.sw = std::min(stride[1], g.W);
+    g.dh = g.dw = 1, g.pt = g.pl = g.kh / 2;
     g.Ho = (g.H - 1) / g.sh + 1, g.Wo = (g.W - 1) / g.sw + 1;
     g.Hp = (g.Ho - 1) * g.sh + g.kh, g.Wp = (g.Wo - 1) * g.sw + g.kw;
     sources.push_back(make_source(x, mask, 0));

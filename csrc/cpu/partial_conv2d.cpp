@@ -1,4 +1,6 @@
 // partial_conv2d on the CPU: one branch, any stride, padding, dilation, groups, single- or per-channel mask.
+#include <algorithm>
+
 #include "tensors.h"
 
 namespace pconv {
@@ -9,7 +11,9 @@ Geometry geometry(const Tensor& x, const Tensor& weight, const std::vector<int64
   Geometry g{};
   g.N = x.size(0), g.C = x.size(1), g.H = x.size(2), g.W = x.size(3);
   g.O = weight.size(0), g.kh = weight.size(2), g.kw = weight.size(3), g.groups = groups;
-  g.sh = stride[0], g.sw = stride[1], g.dh = dilation[0], g.dw = dilation[1];
+  g.sh = std::min(stride[0], g.H + padding[0] + padding[1]);
+  g.sw = std::min(stride[1], g.W + padding[2] + padding[3]);
+  g.dh = dilation[0], g.dw = dilation[1];
   g.pt = padding[0], g.pl = padding[2];
   g.Ho = (g.H + padding[0] + padding[1] - g.dh * (g.kh - 1) - 1) / g.sh + 1;
   g.Wo = (g.W + padding[2] + padding[3] - g.dw * (g.kw - 1) - 1) / g.sw + 1;
