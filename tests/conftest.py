@@ -17,6 +17,7 @@ import triton_bounds
 import triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))  # tests of a tool import it
 
 
 def _prefer_installed_package():

@@ -13,12 +13,12 @@ MARKS = "<!-- benchmarks -->\nold\n<!-- benchmarks -->\n"
 
 
 def reported(tmp_path, commit, *options):
-    """The process of report.py over the stored results, as if of `commit`."""
+    """The process of `benchmarks report` over the stored results, as if of `commit`."""
     content = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx512.json").read_text())
     content["machine"]["commit"] = commit
     results = tmp_path / "results.json"
     results.write_text(json.dumps(content | {"networks": []}))
-    command = [sys.executable, ROOT / "benchmarks" / "report.py", results, *options]
+    command = [sys.executable, ROOT / "benchmarks", "report", results, *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
