@@ -1,8 +1,8 @@
 """Writes pconv_ext/dispatch.json, which GPU backend "auto" takes: the one measured faster.
 
-    python tools/write_measured.py RESULTS [RESULTS ...]
+    python tools/write_measured.py RUN [RUN ...]
 
-RESULTS are JSON files of `benchmarks/gpu.sh bench`. What they say replaces the table's rows of the same GPU
+A RUN is a JSON file of `benchmarks/gpu.sh bench`. What it says replaces the table's rows of the same GPU
 generation; rows of other generations stay.
 """
 
@@ -76,11 +76,11 @@ def update(table: Path, contents: list[dict[str, Any]]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--table", type=Path, default=TABLE, help="file to rewrite (%(default)s)")
     options = parser.parse_args()
     try:
-        new = update(options.table, [json.loads(path.read_text()) for path in options.results])
+        new = update(options.table, [json.loads(path.read_text()) for path in options.runs])
     except ValueError as error:
         parser.error(str(error))
     for row in sorted(new):

@@ -29,13 +29,15 @@ def put_between(parser: argparse.ArgumentParser, readme: Path, mark: str, text: 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="?", type=Path, default=LATEST)
+    parser.add_argument(
+        "run", nargs="?", type=Path, default=LATEST, metavar="RUN", help="JSON file (%(default)s)"
+    )
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--plots", type=Path, metavar="FOLDER")
 
 
 def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    content = json.loads(options.results.read_text())
+    content = json.loads(options.run.read_text())
     records = content["records"]
     networks = content.get("networks", [])
     if (options.readme or options.plots) and unfit(content["machine"]):

@@ -71,7 +71,7 @@ def new_records(only: str, seconds: float) -> Iterator[Record]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="JSON file; else it measures")
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="JSON file; without it measures")
     parser.add_argument(
         "--only", default="", metavar="NAME", help="layers whose name contains this, e.g. msfef"
     )
