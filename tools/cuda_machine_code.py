@@ -19,7 +19,7 @@ from typing import Any
 
 import triton
 
-from pconv_ext import _cuda
+from pconv_ext._backends.cuda import LIBRARY
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -74,7 +74,7 @@ def _short(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("library", nargs="?", type=Path, default=_cuda.LIBRARY)
+    parser.add_argument("library", nargs="?", type=Path, default=LIBRARY)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     rows = figures(options.library)

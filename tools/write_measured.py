@@ -1,4 +1,4 @@
-"""Writes pconv_ext/dispatch.json, which GPU backend "auto" takes: the one measured faster.
+"""Writes pconv_ext/_backends/measured.json, which GPU backend "auto" takes: the one measured faster.
 
     python tools/write_measured.py RUN [RUN ...]
 
@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pconv_ext import _dispatch as measured
-from pconv_ext._dispatch import Row
+from pconv_ext._backends import measured
+from pconv_ext._backends.measured import Row
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # which know what results hold
 from names import GPU_BACKENDS
 from report.records import measured_call, ratio
 
-TABLE = Path(__file__).resolve().parents[1] / "pconv_ext" / "dispatch.json"
+TABLE = Path(__file__).resolve().parents[1] / "pconv_ext" / "_backends" / "measured.json"
 TIE = 1.02  # keeps the order of "auto"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from names import COMPILED, FORWARD, GPU_BACKENDS, NAIVE_1, NAIVE_C, PLAIN, TRAINING
 from operators import LAYERS, msfef, upcat_partial_conv2d
-from pconv_ext import _dispatch as measured
+from pconv_ext._backends import measured
 from report.records import Record, measured_call, peak_mb, ratio
 
 DIRECTIONS = (FORWARD, TRAINING)
