@@ -35,7 +35,7 @@ def refusal(call: Call) -> str:
     """Why the kernels cannot compute `call`: as `gpu.refusal`, and what only these cannot."""
     if len(call.weights) > _MAX_KERNELS:
         return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(call.weights)}"
-    if max(call.geometry.stride) > _MAX_STRIDE and max(call.stride) > _MAX_STRIDE:  # no guard on sizes
+    if max(call.geometry.stride) > _MAX_STRIDE:
         return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(call.geometry.stride)}"
     return gpu.refusal(call) or (_device_refusal(call.like.device.index) if call.like.is_cuda else "")
 
