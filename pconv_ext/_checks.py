@@ -132,8 +132,8 @@ def padding(
     return [total_h // 2, total_h - total_h // 2, total_w // 2, total_w - total_w // 2]
 
 
-def odd_square(op: str, name: str, weight: Any, c_in: int, x_name: str, x: Tensor) -> None:
-    """A kernel [C_out, c_in, k, k] with k odd, in the dtype of `x`."""
+def odd_square(op: str, name: str, weight: Any, c_in: int, x_name: str, x: Tensor) -> tuple[int, int]:
+    """A kernel [C_out, c_in, k, k] with k odd, in the dtype of `x`. Returns C_out and k."""
     tensor(op, name, weight, "[C_out, C_in, k, k]", 4)
     like(op, name, weight, x_name, x)
     c_out, c, kh, kw = weight.shape
@@ -141,3 +141,4 @@ def odd_square(op: str, name: str, weight: Any, c_in: int, x_name: str, x: Tenso
         raise ValueError(
             f"{op}: {name} must have shape [C_out, {c_in}, k, k] with k odd, got {list(weight.shape)}"
         )
+    return c_out, kh

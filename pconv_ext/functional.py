@@ -60,7 +60,7 @@ def partial_conv2d(
         RuntimeError: a backend asked for by name is not available here.
     """
     args = _partial_conv2d.check(x, mask, weight, bias, stride, padding, dilation, groups)
-    operators = _backends.choose(_partial_conv2d.call(*args), backend)
+    operators = _backends.choose(_partial_conv2d.OPERATOR, args, backend)
     if operators is None:
         return reference.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
     result: tuple[Tensor, Tensor] = operators.partial_conv2d(*args)
@@ -106,7 +106,7 @@ def msfef(
         RuntimeError: a backend asked for by name is not available here.
     """
     args = _msfef.check(x, mask, weights, biases, scales, stride)
-    operators = _backends.choose(_msfef.call(*args), backend)
+    operators = _backends.choose(_msfef.OPERATOR, args, backend)
     if operators is None:
         return reference.msfef(x, mask, weights, biases, scales, stride)
     result: tuple[Tensor, Tensor] = operators.msfef(*args)
@@ -148,7 +148,7 @@ def upcat_partial_conv2d(
         RuntimeError: a backend asked for by name is not available here.
     """
     args = _upcat_partial_conv2d.check(x_low, mask_low, skip, mask_skip, weight, bias)
-    operators = _backends.choose(_upcat_partial_conv2d.call(*args), backend)
+    operators = _backends.choose(_upcat_partial_conv2d.OPERATOR, args, backend)
     if operators is None:
         return reference.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
     result: tuple[Tensor, Tensor] = operators.upcat_partial_conv2d(*args)

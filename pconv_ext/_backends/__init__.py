@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..ops.call import Call
+from ..ops import Operator
 from . import cpu, cuda, measured, triton
 from .backend import Backend
 
@@ -53,42 +53,43 @@ def check_available(user: str, backend: str) -> None:
         raise ValueError(f"{user}: backend {backend!r} is not available: {reason}")
 
 
-def choose(call: Call, backend: str) -> Any:
-    """The ``torch.ops`` namespace that computes `call`; None: the reference.
+def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
+    """The ``torch.ops`` namespace that computes `operator` of its checked arguments; None: the reference.
 
     Raises ValueError for an unknown backend or one that cannot compute it, RuntimeError with the reason for
     one that is not available here.
     """
-    device = call.like.device
+    device = arguments[0].device
     if backend == "auto":
-        return _automatic(call, device.type)
-    check_name(call.op, backend)
+        return _automatic(operator, arguments, device.type)
+    op = operator.name
+    check_name(op, backend)
     chosen = _BACKENDS[backend]
     fits = chosen.device_type in (None, device.type)
     reason = chosen.reason if fits else chosen.unavailable()  # on a fitting device there is a GPU
     if reason:
-        raise RuntimeError(f"{call.op}: backend {backend!r} is not available: {reason}")
+        raise RuntimeError(f"{op}: backend {backend!r} is not available: {reason}")
     if not fits:
         raise ValueError(
-            f"{call.op}: backend {backend!r} takes tensors on {chosen.device_type}, got x on {device}"
+            f"{op}: backend {backend!r} takes tensors on {chosen.device_type}, got x on {device}"
         )
-    refusal = chosen.refusal(call)
+    refusal = chosen.refusal and chosen.refusal(operator.call(*arguments))
     if refusal:
-        raise ValueError(f"{call.op}: backend {backend!r} cannot take this call: {refusal}")
+        raise ValueError(f"{op}: backend {backend!r} cannot take this call: {refusal}")
     return chosen.operators
 
 
-def _automatic(call: Call, device_type: str) -> Any:
-    causes: list[str] = []
+def _automatic(operator: Operator, arguments: tuple[Any, ...], device_type: str) -> Any:
     order = _ORDER.get(device_type, ("reference",))
-    if device_type == "cuda" and call.like.dtype in measured.DTYPES:
-        first = measured.faster(call)
+    causes: list[str] = []
+    if device_type == "cuda" and arguments[0].dtype in measured.DTYPES:
+        first = measured.faster(operator.call(*arguments))
         order = (first, *(name for name in order if name != first)) if first else order
     for name in order:
         backend = _BACKENDS[name]
         if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
             continue
-        cause = backend.reason or backend.refusal(call)
+        cause = backend.reason or (backend.refusal and backend.refusal(operator.call(*arguments)))
         if not cause:
             if causes and name == "reference":
                 _warn_slow(device_type, "; ".join(causes))

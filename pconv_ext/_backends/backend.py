@@ -14,7 +14,7 @@ class Backend(NamedTuple):
     device_type: str | None  # of the tensors it takes; None = any
     operators: Any  # the torch.ops namespace, None for the reference
     reason: str  # why it is not available, "" if it is or only a device can tell
-    refusal: Callable[[Call], str] = lambda call: ""  # why it cannot compute a call, "" if it can
+    refusal: Callable[[Call], str] | None = None  # why it cannot compute a call, "" if it can; None: it can
     device_reason: Callable[[], str] | None = None  # as reason, with a look at the devices; None: the same
 
     def unavailable(self) -> str:

@@ -7,7 +7,8 @@ It is a ``torch.autograd.Function`` under the Autograd key, entered only when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -27,99 +28,100 @@ def kernel(operator: Operator, forward: Any, backward: Any) -> Callable[..., Any
     transformed: Any = type(operator.name, (torch.autograd.function._SingleLevelFunction,), formula)
     below_autograd = torch._C._AutoDispatchBelowAutograd
     transforms = torch._C._are_functorch_transforms_active
-    differentiable, lists = operator.differentiable, operator.lists
-
-    def wants_grad(arguments: Sequence[Any]) -> bool:
-        """Whether to record; at a forward-mode level too, so that tangents are refused, not lost."""
-        if forward_ad._current_level >= 0:
-            return True
-        if torch.is_grad_enabled():
-            for i in differentiable:  # loops, for half the time of any(...)
-                argument = arguments[i]
-                for tensor in argument if i in lists else (argument,):
-                    if tensor is not None and tensor.requires_grad:
-                        return True
-        return False
+    differentiable, lists = itemgetter(*operator.differentiable), operator.lists
 
     def autograd(*arguments: Any) -> Any:
-        if not wants_grad(arguments):
-            with below_autograd():
-                return forward(*arguments)
-        flat = _flat(arguments, lists)
-        if not transforms():
-            return recorded.apply(*flat)
-        with enable_single_level_autograd_function():
-            return transformed.apply(*flat)
+        forward_mode = forward_ad._current_level >= 0  # recorded too, so that tangents are refused, not lost
+        if forward_mode or torch.is_grad_enabled():
+            tensors = differentiable(arguments)
+            if lists:  # autograd sees tensors only outside of them
+                tensors = _flat(tensors)
+            for tensor in tensors:  # a loop, for half the time of any(...)
+                if forward_mode or (tensor is not None and tensor.requires_grad):
+                    if not transforms():
+                        return recorded.apply(arguments, *tensors)
+                    with enable_single_level_autograd_function():
+                        return transformed.apply(arguments, *tensors)
+        with below_autograd():
+            return forward(*arguments)
 
     return autograd
 
 
-def _flat(arguments: Sequence[Any], lists: Sequence[int]) -> Sequence[Any]:
-    """Autograd sees tensors only outside of lists: a list leaves its length behind, its tensors come last."""
-    if not lists:
-        return arguments
-    flat = list(arguments)
-    for i in lists:
-        flat[i] = len(arguments[i])
-        flat += arguments[i]
+def _flat(groups: Iterable[Any]) -> list[Any]:
+    """The members of the lists among `groups`, and the rest."""
+    flat: list[Any] = []
+    for group in groups:
+        if isinstance(group, (list, tuple)):
+            flat += group
+        else:
+            flat.append(group)
     return flat
 
 
-def _slices(operator: Operator, lengths: Sequence[int]) -> list[slice]:
-    """Where the tensors of each list lie in `_flat`."""
-    slices, end = [], operator.count
-    for length in lengths:
-        slices.append(slice(end, end + length))
-        end += length
-    return slices
-
-
 def _formula(operator: Operator, forward: Any, backward: Any) -> dict[str, Any]:
-    """What a ``Function`` of flat arguments needs. It saves features, masks as given, and parameters."""
-    below_autograd = torch._C._AutoDispatchBelowAutograd
-    count, lists, unsaved = operator.count, operator.lists, operator.unsaved
-    # Positions of what is saved and of the rest; in both together, of the arguments that the backward takes.
-    saved = [i for i in operator.tensors if i not in unsaved]
-    others = [i for i in range(count) if i not in operator.tensors]
-    taken = [(saved + others).index(i) for i in range(count) if i not in unsaved]
+    """What a ``Function`` has, of the arguments and then, for autograd, of their differentiable tensors.
 
-    def record(ctx: Any, *flat: Any) -> Any:
-        arguments: Sequence[Any] = flat
-        slices = _slices(operator, [flat[i] for i in lists])
-        if slices:
-            arguments = list(flat[:count])
-            for i, tensors in zip(lists, slices, strict=True):
-                arguments[i] = flat[tensors]
+    It saves masks as given, features and parameters.
+    """
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+    lists, unsaved = operator.lists, operator.unsaved
+    # Positions of arguments: masks, what else is saved (the first of the tensors), neither; in these
+    # together, of those that the backward takes.
+    masks = [i for i in operator.tensors if i not in operator.differentiable]
+    saved = [i for i in operator.differentiable if i not in unsaved]
+    others = [i for i in range(operator.count) if i not in operator.tensors and i not in lists]
+    in_lists = [i in lists for i in operator.differentiable]
+    positions = [*masks, *saved, *others]
+    taken = [positions.index(i) for i in range(operator.count) if i not in unsaved]
+    end = -len(unsaved) or None
+
+    def record(ctx: Any, arguments: tuple[Any, ...], *tensors: Tensor | None) -> Any:
         with below_autograd():
             out, new_mask = forward(*arguments)
-        ctx.save_for_backward(*[flat[i] for i in saved], *flat[count:])
-        ctx.others, ctx.slices = [flat[i] for i in others], slices
+        ctx.save_for_backward(*[arguments[i] for i in masks], *tensors[:end])
+        if others:
+            ctx.others = [arguments[i] for i in others]
+        if lists:
+            ctx.lengths = [len(arguments[i]) for i in lists]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(new_mask)
         return out, new_mask
 
     def restored(ctx: Any) -> list[Any]:
         """The arguments that the backward takes."""
-        tensors = ctx.saved_tensors
-        together = [*tensors[: len(saved)], *ctx.others]
-        for i, its in zip(lists, ctx.slices, strict=True):
-            offset = count - len(saved)
-            together[(saved + others).index(i)] = tensors[its.start - offset : its.stop - offset]
+        together = list(ctx.saved_tensors)
+        if lists:
+            n = len(masks)
+            together[n:] = by_argument(ctx, together[n:])
+        if others:
+            together += ctx.others
         return [together[i] for i in taken]
 
+    def by_argument(ctx: Any, flat: Sequence[Any]) -> list[Any]:
+        """Of what is there for each differentiable tensor, those of a list in a sequence."""
+        groups, end, lengths = [], 0, iter(ctx.lengths)
+        for in_list in in_lists:
+            begin, end = end, end + (next(lengths) if in_list else 1)
+            groups.append(flat[begin:end] if in_list else flat[begin])
+        return groups
+
     def differentiate(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Any, ...]:
-        flags = ctx.needs_input_grad
-        result: list[Tensor | None] = [None] * len(flags)
+        needed = ctx.needs_input_grad[1:]
         if grad_out is None:
-            return tuple(result)
-        slices = dict(zip(lists, ctx.slices, strict=True))
-        needs = [any(flags[slices[i]]) if i in slices else flags[i] for i in operator.differentiable]
+            return (None,) * (1 + len(needed))
+        if not lists:
+            grads = _once(operator.name, backward, [grad_out, *restored(ctx), needed])
+            return None, *[grad if need else None for grad, need in zip(grads, needed, strict=True)]
+        groups = by_argument(ctx, needed)
+        needs = [any(group) if in_list else group for group, in_list in zip(groups, in_lists, strict=True)]
         grads = _once(operator.name, backward, [grad_out, *restored(ctx), needs])
-        for i, needed, grad in zip(operator.differentiable, needs, grads, strict=True):
-            if needed and i in slices:
-                result[slices[i]] = grad
-            elif needed:
-                result[i] = grad
+        result: list[Tensor | None] = [None]
+        for group, grad, in_list in zip(groups, grads, in_lists, strict=True):
+            if in_list:
+                result += grad or [None] * len(group)
+            else:
+                result.append(grad if group else None)
         return tuple(result)
 
     def refuse(*_: Any) -> Any:
@@ -128,7 +130,7 @@ def _formula(operator: Operator, forward: Any, backward: Any) -> dict[str, Any]:
             'Use backend="reference" where one is needed.'
         )
 
-    functions = {"forward": record, "backward": differentiate, "jvp": refuse}
+    functions: dict[str, Any] = {"forward": record, "backward": differentiate, "jvp": refuse}
     return {name: staticmethod(function) for name, function in functions.items()}
 
 

@@ -22,7 +22,7 @@ class Operator:
             there are any, scales. Their order is that of the backward's results, and of its argument
             ``needs``; what is not needed comes back as an empty list or as float32 [0].
         call: of all arguments.
-        unsaved: arguments that the backward does not take; `call` gets None for them.
+        unsaved: the last of these that the backward does not take; `call` gets None for them.
     """
 
     def __init__(

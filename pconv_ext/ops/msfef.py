@@ -29,15 +29,14 @@ def check(
         raise TypeError(f"{op}: weights must be a list or tuple of tensors, got {type(weights).__name__}")
     if not weights:
         raise ValueError(f"{op}: weights must hold at least one kernel, got none")
-    c_in = x.shape[1]
-    for i, weight in enumerate(weights):
-        _checks.odd_square(op, f"weights[{i}]", weight, c_in, "x", x)
-    n, c_out = len(weights), weights[0].shape[0]
-    sizes = [weight.shape[2] for weight in weights]
+    _, c_in, h, w = x.shape
+    found = [_checks.odd_square(op, f"weights[{i}]", w, c_in, "x", x) for i, w in enumerate(weights)]
+    n, c_out = len(found), found[0][0]
+    sizes = [k for _, k in found]
     if len(set(sizes)) != n:
         raise ValueError(f"{op}: weights must have distinct kernel sizes, got {sizes}")
-    if any(weight.shape[0] != c_out for weight in weights):
-        raise ValueError(f"{op}: weights must agree in C_out, got {[weight.shape[0] for weight in weights]}")
+    if [c for c, _ in found if c != c_out]:
+        raise ValueError(f"{op}: weights must agree in C_out, got {[c for c, _ in found]}")
     if biases is not None:
         if not isinstance(biases, (list, tuple)):
             raise TypeError(
@@ -51,7 +50,7 @@ def check(
     if scales.shape[0] != n or scales.shape[1] != c_out:
         raise ValueError(f"{op}: scales must have shape [{n}, {c_out}], got {list(scales.shape)}")
     _checks.like(op, "scales", scales, "x", x)
-    strides = _checks.bounded(_checks.pair(op, "stride", stride, 1), x.shape[2], x.shape[3])
+    strides = _checks.bounded(_checks.pair(op, "stride", stride, 1), h, w)
     return x, mask, weights, biases or [], scales, strides
 
 

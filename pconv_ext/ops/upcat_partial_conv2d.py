@@ -25,17 +25,16 @@ def check(
     _checks.features(op, "x_low", x_low)
     _checks.features(op, "skip", skip)
     _checks.like(op, "skip", skip, "x_low", x_low)
-    n, _, h, w = x_low.shape
-    height, width = skip.shape[2], skip.shape[3]
+    (n, c_low, h, w), (batch, c_skip, height, width) = x_low.shape, skip.shape
     # (height + 1) // 2 in the form of a stride of 2, so that exporting with dynamic sizes can prove it
-    if skip.shape[0] != n or (height + 1) // 2 != h or (width + 1) // 2 != w:
+    if batch != n or (height + 1) // 2 != h or (width + 1) // 2 != w:
         raise ValueError(
             f"{op}: skip must have shape [{n}, C, {2 * h} or {2 * h - 1}, {2 * w} or {2 * w - 1}] to go "
             f"with x_low {list(x_low.shape)}, got {list(skip.shape)}"
         )
     _checks.mask(op, "mask_low", mask_low, "x_low", x_low, per_channel=False)
     _checks.mask(op, "mask_skip", mask_skip, "skip", skip, per_channel=False)
-    _checks.odd_square(op, "weight", weight, x_low.shape[1] + skip.shape[1], "x_low", x_low)
+    _checks.odd_square(op, "weight", weight, c_low + c_skip, "x_low", x_low)
     if bias is not None:
         _checks.vector(op, "bias", bias, weight.shape[0], "x_low", x_low)
     return x_low, mask_low, skip, mask_skip, weight, bias

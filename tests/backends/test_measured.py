@@ -6,7 +6,7 @@ import pytest
 import torch
 import write_measured
 
-from pconv_ext import _backends
+from pconv_ext import _backends, ops
 from pconv_ext._backends.measured import FORWARD, TRAINING, Row
 from pconv_ext._geometry import centred
 from pconv_ext.ops.call import Call, Source
@@ -104,11 +104,11 @@ def measured(monkeypatch):
 def msfef(c_in=8, c_out=16, size=4, dtype=torch.bfloat16, grad=False):
     weights = [torch.ones(c_out, c_in, k, k, dtype=dtype, requires_grad=grad) for k in (3, 5)]
     x = torch.ones(2, c_in, size, size, dtype=dtype)
-    return Call("msfef", (Source(x, None),), weights, [], torch.ones(2, c_out), centred(5, [1, 1]))
+    return x, None, weights, [], torch.ones(2, c_out), [1, 1]
 
 
-def chosen(call):
-    return _backends._automatic(call, "cuda")
+def chosen(arguments):
+    return _backends._automatic(ops.OPERATORS["msfef"], arguments, "cuda")
 
 
 def test_auto_follows_the_table(measured):
@@ -144,7 +144,7 @@ def test_auto_in_a_compiled_graph(measured):
         call = Call("msfef", (Source(x, None),), [weight], [], None, centred(3, [1, 1]))
         return x.sum() * {"cuda": 1, "triton": 2}[_backends.measured.faster(call)]
 
-    weights = msfef().weights
+    _, _, weights, *_ = msfef()
     for size, factor in ((4, 1), (5, 1), (20, 2), (21, 2)):
         x = torch.ones(2, 8, size, size, dtype=torch.bfloat16)
         torch._dynamo.mark_dynamic(x, (2, 3))
