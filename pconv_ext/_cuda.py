@@ -14,8 +14,6 @@ from . import _gpu
 
 LIBRARY = Path(__file__).parent / "libpconv_cuda.so"
 
-_MAX_KERNELS, _MAX_STRIDE = 31, 128  # of the tables in csrc/cuda/gather_feed.h
-
 #: Why the backend is not available in this process, as far as can be told without looking for a GPU.
 REASON = "" if LIBRARY.is_file() else f"{LIBRARY} is not there, since pconv_ext was built without nvcc"
 
@@ -31,11 +29,12 @@ def reason() -> str:
 
 def refusal(op: str, args: tuple[Any, ...]) -> str:
     """Why the kernels cannot compute ``op(*args)``: as `_gpu.refusal`, and what only these cannot."""
-    if op == "msfef" and len(args[2]) > _MAX_KERNELS:
-        return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(args[2])}"
+    most = _limits()
+    if op == "msfef" and len(args[2]) > most.branches:
+        return f"it takes at most {most.branches} kernels, weights has {len(args[2])}"
     strides = args[5] if op == "msfef" else args[4] if op == "partial_conv2d" else [1]
-    if max(strides) > _MAX_STRIDE:
-        return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(strides)}"
+    if max(strides) > most.stride:
+        return f"it takes strides of at most {most.stride}, stride is {list(strides)}"
     return _gpu.refusal(op, args) or (_device_refusal(args[0].device.index) if args[0].is_cuda else "")
 
 
@@ -46,9 +45,9 @@ def _device_refusal(index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _build() -> tuple[str, int, int]:
-    from .kernels import cuda
+    from .kernels.cuda import library
 
-    return cuda.build_of(LIBRARY)
+    return library.build_of(LIBRARY)
 
 
 def library_build() -> str:
@@ -91,13 +90,20 @@ def _version(number: int) -> str:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    from .kernels import cuda
+    from .kernels.cuda import library
 
-    return cuda.load(LIBRARY)
+    return library.load(LIBRARY)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _limits() -> Any:
+    from .kernels.cuda import library
+
+    return library.limits(_kernels())
 
 
 def _using() -> AbstractContextManager[None]:
-    from .kernels import kernel_set
+    from .kernels.host import kernel_set
 
     return kernel_set.using(_kernels())
 

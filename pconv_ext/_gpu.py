@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from . import ops
+from ._geometry import Geometry, centred
+from .ops.call import Call, Needs, Source
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
@@ -103,6 +105,48 @@ def _implementation(backend: str, name: str, using: Callable[[], AbstractContext
         from .kernels import operators
 
         with using():
-            return getattr(operators, name)(*args)
+            if not name.endswith("_backward"):
+                return operators.forward(_CALLS[name](*args))
+            return _backward(operators, name.removesuffix("_backward"), args)
 
     return kernel
+
+
+def _partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups):  # type: ignore
+    biases = [] if bias is None else [bias]
+    geometry = Geometry(stride, padding, dilation, groups)
+    return Call("partial_conv2d", (Source(x, mask),), [weight], biases, None, geometry)
+
+
+def _msfef(x, mask, weights, biases, scales, stride):  # type: ignore
+    geometry = centred(max(weight.shape[2] for weight in weights), stride)
+    return Call("msfef", (Source(x, mask),), weights, biases, scales, geometry)
+
+
+def _upcat(x_low, mask_low, skip, mask_skip, weight, bias):  # type: ignore
+    biases = [] if bias is None else [bias]
+    sources = (Source(x_low, mask_low, True), Source(skip, mask_skip))
+    return Call("upcat_partial_conv2d", sources, [weight], biases, None, centred(weight.shape[2], [1, 1]))
+
+
+_CALLS = {"partial_conv2d": _partial_conv2d, "msfef": _msfef, "upcat_partial_conv2d": _upcat}
+
+
+def _backward(operators, op, args):  # type: ignore
+    grad_out, *rest, needs = args
+    if op == "partial_conv2d":
+        rest.insert(3, None)
+        wanted = Needs(needs[:1], *needs[1:])
+    elif op == "upcat_partial_conv2d":
+        rest.append(None)
+        wanted = Needs(needs[:2], *needs[2:])
+    else:
+        wanted = Needs(needs[:1], *needs[1:])
+    call = _CALLS[op](*rest)
+    grads = operators.backward(call, grad_out, wanted)
+    none = call.like.new_empty([0], dtype=torch.float32)
+    sources = [none.clone() if grad is None else grad for grad in grads.sources]
+    if op == "msfef":
+        scales = none.clone() if grads.scales is None else grads.scales
+        return (*sources, list(grads.weights), list(grads.biases), scales)
+    return (*sources, *(grads.weights or [none.clone()]), *(grads.biases or [none.clone()]))

@@ -109,14 +109,14 @@ def pytest_sessionstart(session):
 @pytest.fixture(scope="session")
 def cuda_kernels(pytestconfig):
     """The CUDA kernels: on a GPU those of the package, without one those of the emulator."""
-    from pconv_ext.kernels import cuda
+    from pconv_ext.kernels.cuda import library
 
     from pconv_ext import _cuda
 
     if torch.cuda.is_available():
         if _cuda.reason():
             pytest.skip(_cuda.reason())
-        return cuda.load(_cuda.LIBRARY)
+        return library.load(_cuda.LIBRARY)
     return emulated_cuda.load(_emulated(pytestconfig))
 
 

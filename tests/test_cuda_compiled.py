@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pconv_ext.kernels import cuda
+from pconv_ext.kernels.cuda.library import build_of
 
 pytestmark = pytest.mark.deep
 
@@ -22,7 +22,7 @@ def kernels():
     wheel = os.environ.get("PCONV_EXT_TEST_WHEEL")
     assert wheel, "these tests need a wheel that a pinned compiler has made: make deep"
     library = Path(wheel, "pconv_ext", "libpconv_cuda.so")
-    _, toolkit, _ = cuda.build_of(library)
+    _, toolkit, _ = build_of(library)
     assert toolkit == PINNED, f"what is asserted is true of CUDA {PINNED}, this is {toolkit}"
     spec = importlib.util.spec_from_file_location("cuda_compiled", SCRIPT)
     module = importlib.util.module_from_spec(spec)
