@@ -137,7 +137,7 @@ class InpaintingLoss(nn.Module):
         Raises:
             TypeError, ValueError: the arguments have other types, dtypes, shapes or devices.
         """
-        _checks.inpainting_loss(output, target, mask)
+        _check(output, target, mask)
         if self.features is not None:
             self._check_fit(output)
         valid, target = mask != 0, target.detach()
@@ -224,3 +224,24 @@ def _frozen(vgg16: Any) -> nn.Sequential:
             delattr(layer, name)
             layer.register_buffer(name, parameter.detach(), persistent=False)
     return layers
+
+
+def _check(output: Tensor, target: Tensor, mask: Tensor) -> None:
+    """Check the arguments of ``InpaintingLoss``."""
+    op = "InpaintingLoss"
+    for name, value in (("output", output), ("target", target)):
+        _checks.features(op, name, value)
+        if value.shape[0] < 1 or value.shape[1] != 3:
+            raise ValueError(
+                f"{op}: {name} must have shape [N, 3, H, W] with N of at least 1, got {list(value.shape)}"
+            )
+    if target.shape != output.shape:
+        raise ValueError(
+            f"{op}: target must have the shape of output, {list(output.shape)}, got {list(target.shape)}"
+        )
+    if target.device != output.device:
+        raise ValueError(
+            f"{op}: target must be on the device of output, {output.device}, got {target.device}"
+        )
+    _checks.tensor(op, "mask", mask, "[N, 1, H, W]", 4)
+    _checks.mask(op, "mask", mask, "output", output, per_channel=False)
