@@ -22,13 +22,11 @@ from ._operator import Operator
 def kernel(operator: Operator, forward: Any, backward: Any) -> Callable[..., Any]:
     """The kernel of `operator` for the Autograd key; `forward` and `backward` are its ``OpOverload``s."""
     formula = _formula(operator, forward, backward)
-    recorded = type(operator.name, (torch.autograd.Function,), formula)
-    # Below the dispatcher a transform has one level, that of the kernel, and wants a function that knows no other.
-    transformed = type(operator.name, (torch.autograd.function._SingleLevelFunction,), formula)
-    below_autograd, transforms = (
-        torch._C._AutoDispatchBelowAutograd,
-        torch._C._are_functorch_transforms_active,
-    )
+    recorded: Any = type(operator.name, (torch.autograd.Function,), formula)
+    # In a kernel the dispatcher has chosen one of the transforms, so the function must not look for others.
+    transformed: Any = type(operator.name, (torch.autograd.function._SingleLevelFunction,), formula)
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+    transforms = torch._C._are_functorch_transforms_active
     differentiable, lists = operator.differentiable, operator.lists
 
     def wants_grad(arguments: Sequence[Any]) -> bool:
