@@ -9,6 +9,8 @@ from pconv_ext.kernels.host import devices
 from test_triton import *  # noqa: F403  (the tests, and the fixture that they are available)
 
 from pconv_ext import _cuda, _triton
+from pconv_ext._geometry import centred
+from pconv_ext.ops.call import Call, Source
 
 pytestmark = [*deep_without_gpu]
 
@@ -115,10 +117,8 @@ def test_refusals(cuda_kernels, monkeypatch):
     monkeypatch.setattr(_cuda, "_kernels", lambda: cuda_kernels)
     weight = torch.zeros(2, 3, 1, 1)
     x = torch.zeros(1, 3, 4, 4)
-    conv = (x, None, weight, None, [129, 1], [0] * 4, [1, 1], 1)
-    assert "strides of at most 128, stride is [129, 1]" in _cuda.refusal("partial_conv2d", conv)
-    assert _cuda.refusal("partial_conv2d", (*conv[:4], [1, 1], *conv[5:])) == ""
-    scales = torch.zeros(32, 2)
-    assert "at most 31 kernels, weights has 32" in _cuda.refusal(
-        "msfef", (x, None, [weight] * 32, [], scales, [1])
-    )
+    conv = Call("partial_conv2d", (Source(x, None),), [weight], [], None, centred(1, [129, 1]))
+    assert "strides of at most 128, stride is [129, 1]" in _cuda.refusal(conv)
+    assert _cuda.refusal(conv._replace(geometry=centred(1, [1, 1]))) == ""
+    many = conv._replace(weights=[weight] * 32, scales=torch.zeros(32, 2), geometry=centred(1, [1, 1]))
+    assert "at most 31 kernels, weights has 32" in _cuda.refusal(many)

@@ -1,4 +1,4 @@
-// compact of kernels/triton/rows.py: sorts the entries of each segment by class, each class filled up to a
+// compact of kernels/triton/rows.py: sorts the entries of each segment by state, those of each filled up to a
 // multiple of PAD.
 //
 // entry_ints [INTS, S, Q] -> ints [INTS, S, capacity] and the same of the int64 words; fillers have pixel -1
