@@ -8,6 +8,7 @@ Triton twin; what is a constant there is an ordinary argument here. A launch pas
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import struct
 from array import array
@@ -37,48 +38,60 @@ ELEMENTS = {
 _PRECISIONS = {"tf32": 0, "ieee": 1}
 
 Words = list[Any]
+Values = tuple[Any, ...]
+Run = tuple[Callable[[Words, Values], None], slice]  # arguments that are written alike
 
 
-def _put_tensor(words: Words, value: Tensor) -> None:
-    words += (value.data_ptr(), ELEMENTS[value.dtype])
+def _put_tensors(words: Words, values: Values) -> None:
+    for value in values:
+        words += (value.data_ptr(), ELEMENTS[value.dtype])
 
 
-def _put_real(words: Words, value: float) -> None:
-    words += struct.unpack("q", struct.pack("d", value))
+def _put_reals(words: Words, values: Values) -> None:
+    words += struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
 
 
-def _put_precision(words: Words, value: str) -> None:
-    words.append(_PRECISIONS[value])
+def _put_precisions(words: Words, values: Values) -> None:
+    words += [_PRECISIONS[value] for value in values]
 
 
-def _put_tuple(words: Words, value: tuple[int, ...]) -> None:
-    words.append(len(value))
-    words += value
+def _put_tuples(words: Words, values: Values) -> None:
+    for value in values:
+        words.append(len(value))
+        words += value
 
 
-def _put_rows(width: int) -> Callable[[Words, Any], None]:
+def _put_rows(width: int) -> Callable[[Words, Values], None]:
     @lru_cache(maxsize=1024)
     def flat(rows: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         if any(len(row) != width for row in rows):
             raise TypeError(f"rows of {width} are needed")
         return (len(rows), *(item for row in rows for item in row))
 
-    def put(words: Words, value: Any) -> None:
-        words += flat(value)
+    def put(words: Words, values: Values) -> None:
+        for value in values:
+            words += flat(value)
 
     return put
 
 
-#: How an argument of each kind is written; numbers as they are.
-_PUT: dict[str, Callable[[Words, Any], None]] = {
-    "tensor": _put_tensor,
-    "int": list.append,
-    "long": list.append,
-    "real": _put_real,
-    "precision": _put_precision,
-    "tuple": _put_tuple,
+#: How arguments of a kind are written; numbers as they are.
+_PUT: dict[str, Callable[[Words, Values], None]] = {
+    "tensor": _put_tensors,
+    "int": list.extend,
+    "long": list.extend,
+    "real": _put_reals,
+    "precision": _put_precisions,
+    "tuple": _put_tuples,
     **{f"rows{width}": _put_rows(width) for width in (2, 4, 6, 7)},
 }
+
+
+def _words(words: Words, runs: list[Run], values: Values) -> Words:
+    """`words`, followed by those of `values`."""
+    for put, run in runs:
+        put(words, values[run])
+    return words
 
 
 def _is_a(kind: str, value: Any) -> bool:
@@ -109,8 +122,25 @@ class Arguments:
             raise RuntimeError(f"{function} of {library._name} does not tell its arguments")
         self.owner = function.removeprefix("pconv_")
         self.kinds = {name: kind for kind, name in (entry.split() for entry in told.split(","))}
-        self._puts = [_PUT[kind] for kind in self.kinds.values()]
         self._pick = itemgetter(*self.kinds)
+        names = list(self.kinds)
+        # from the first name in capitals on: sizes, and what is a constant of the twin. They are the same in
+        # every launch of a layer, so their words are kept.
+        self._first_constant = len(list(itertools.takewhile(lambda name: not name.isupper(), names)))
+        self._variables = self._runs(0, self._first_constant)
+        constants = self._runs(self._first_constant, len(names))
+        self._constant_words = lru_cache(maxsize=1024)(
+            lambda values: array("q", _words([], constants, values))
+        )
+
+    def _runs(self, begin: int, end: int) -> list[Run]:
+        runs = []
+        at = 0
+        for put, run in itertools.groupby(_PUT[kind] for kind in [*self.kinds.values()][begin:end]):
+            count = len(list(run))
+            runs.append((put, slice(at, at + count)))
+            at += count
+        return runs
 
     def pack(self, first: tuple[int, ...], given: dict[str, Any]) -> array[int]:
         """The words: their number, `first`, the arguments.
@@ -120,13 +150,11 @@ class Arguments:
         """
         try:
             values = self._pick(given)
-            words: Words = [0, *first]
-            for put, value in zip(self._puts, values, strict=True):
-                put(words, value)
-            packed = array("q", words)
+            packed = array("q", _words([0, *first], self._variables, values))
+            packed += self._constant_words(values[self._first_constant :])
         except (KeyError, TypeError, AttributeError) as error:
             raise self._wrong(given) or error from error
-        if len(given) != len(self._puts):
+        if len(given) != len(values):
             raise self._wrong(given) or AssertionError
         packed[0] = len(packed)
         return packed

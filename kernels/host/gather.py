@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -48,17 +49,7 @@ class Operand(NamedTuple):
     def constants(self, number: int) -> dict[str, Any]:
         """GATHER, PASSES and the steps of operand `number`; see triton/gather.py, accumulate."""
         storage, taps, packed = self
-        passes = tuple(map(tuple, taps.passes))
-        slab = taps.slab
-        if packed.row_channels:  # a slot is a row of taps
-            rows = taps.y.taps
-            passes = tuple((*one[:4], i * rows, *one[5:]) for i, one in enumerate(passes))
-            shared = taps.slab == 0 and len(taps.y.first) * len(taps.x.first) == 1
-            slab = 0 if shared else rows * len(passes)
-        gather = (
-            storage.channels, storage.pitch, packed.bk, packed.kp, taps.y.step, taps.x.step, taps.x.taps,
-            slab, packed.row_channels, taps.words,
-        )  # fmt: skip
+        gather, passes = _constants(storage.channels, storage.pitch, taps, *packed[1:])
         return {f"GATHER{number}": gather, f"PASSES{number}": passes}
 
     def steps(self, number: int) -> dict[str, Any]:
@@ -70,6 +61,21 @@ class Operand(NamedTuple):
             f"tap_y{number}": storage.sign * taps.y.jump * storage.width,
             f"tap_x{number}": storage.sign * taps.x.jump,
         }
+
+
+@lru_cache(maxsize=1024)
+def _constants(
+    channels: int, pitch: int, taps: Taps, bk: int, kp: int, row_channels: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    passes = tuple(map(tuple, taps.passes))
+    slab = taps.slab
+    if row_channels:  # a slot is a row of taps
+        rows = taps.y.taps
+        passes = tuple((*one[:4], i * rows, *one[5:]) for i, one in enumerate(passes))
+        shared = taps.slab == 0 and len(taps.y.first) * len(taps.x.first) == 1
+        slab = 0 if shared else rows * len(passes)
+    steps = (taps.y.step, taps.x.step, taps.x.taps, slab)
+    return (channels, pitch, bk, kp, *steps, row_channels, taps.words), passes
 
 
 def blocks(rows: int, n_out: int, like: Tensor) -> tuning.Blocks:

@@ -20,15 +20,11 @@ class Source(NamedTuple):
     x: Tensor  # [N, C, h, w]
     mask: Plane
     up: bool
-    first: int  # of its channels in those of the weights
+    channels: int  # of x
+    first: int  # of them in the channels of the weights
     branches: tuple[Branch, ...]  # that its pixels are gathered for
     taps: Taps
     word0: int  # of its windows' bits in a row list
-
-    @property
-    def channels(self) -> int:
-        """Of x."""
-        return self.x.shape[1]
 
 
 class Problem(NamedTuple):
@@ -43,32 +39,15 @@ class Problem(NamedTuple):
     c_out: int
     ho: int
     wo: int
+    window: tuple[int, int]  # height and width of the largest
+    stride: tuple[int, int]
+    padding: tuple[int, int]  # top and left
+    dilation: tuple[int, int]
 
     @property
     def pixels(self) -> int:
         """Of the output."""
         return self.n * self.ho * self.wo
-
-    @property
-    def stride(self) -> list[int]:
-        """[sh, sw]."""
-        return self.call.geometry.stride
-
-    @property
-    def dilation(self) -> list[int]:
-        """[dh, dw]."""
-        return self.call.geometry.dilation
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """Top and left."""
-        top, _, left, _ = self.call.geometry.padding
-        return top, left
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """Height and width of the largest window."""
-        return self.branches[-1].kh, self.branches[-1].kw
 
     @property
     def counted(self) -> list[int]:
@@ -87,23 +66,27 @@ def problem(call: Call) -> Problem:
     like, geometry = call.like, call.geometry
     n, _, h, w = like.shape
     c_out, c_in = call.weights[0].shape[:2]
-    parts = branches([(weight.shape[2], weight.shape[3]) for weight in call.weights], c_out * c_in)
-    ho, wo = geometry.output_size(h, w, (parts[-1].kh, parts[-1].kw))
+    parts = branches(tuple([tuple(weight.shape[2:]) for weight in call.weights]), c_out * c_in)
+    kh, kw = parts[-1][:2]
+    ho, wo = geometry.output_size(h, w, (kh, kw))
+    (sh, sw), (top, _, left, _), (dh, dw), _ = geometry
     sources: list[Source] = []
     first = word0 = 0
     for number, (x, mask, up) in enumerate(call.sources):
         # a k x k window of the up-sampled map covers (k + 1) / 2 squared pixels, which differ by segment
-        own = square((parts[-1].kh + 1) // 2) if up else parts
-        taps = forward_taps(own, geometry.dilation, own=up)
-        sources.append(Source(number, x, Plane.of(mask, x), up, first, own, taps, word0))
-        first += x.shape[1]
+        own = square((kh + 1) // 2) if up else parts
+        taps, channels = forward_taps(own, (dh, dw), up), x.shape[1]
+        sources.append(Source(number, x, Plane.of(mask, x), up, channels, first, own, taps, word0))
+        first += channels
         word0 += taps.words
-    return Problem(call, tuple(sources), parts, n, h, w, c_out, ho, wo)
+    return Problem(
+        call, tuple(sources), parts, n, h, w, c_out, ho, wo, (kh, kw), (sh, sw), (top, left), (dh, dw)
+    )
 
 
 def share(weight: Tensor, p: Problem, source: Source) -> Tensor:
     """The part of a weight [C_out, C, kh, kw] that begins with the channels of `source`."""
-    return weight[:, source.first :] if len(p.sources) > 1 else weight
+    return weight[:, source.first :] if source.first else weight
 
 
 def like_weights(weights: Sequence[Tensor]) -> list[Tensor]:

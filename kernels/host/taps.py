@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 WORD_BITS = 63  # of an int64, without its sign
@@ -64,7 +65,8 @@ class Taps(NamedTuple):
         return sum(one.kh * one.kw for one in self.passes)
 
 
-def branches(windows: list[tuple[int, int]], planes: int) -> tuple[Branch, ...]:
+@lru_cache(maxsize=1024)
+def branches(windows: tuple[tuple[int, int], ...], planes: int) -> tuple[Branch, ...]:
     """The windows (kh, kw) in ascending order, centred in the largest, their weights one after the other.
 
     `planes`: pairs of an output and an input channel, each of which has a window in a weight.
@@ -79,6 +81,7 @@ def branches(windows: list[tuple[int, int]], planes: int) -> tuple[Branch, ...]:
     return tuple(result)
 
 
+@lru_cache(maxsize=64)
 def square(k: int) -> tuple[Branch, ...]:
     """The only branch of a k x k window."""
     return (Branch(k, k, 0, 0, 0, 0),)
@@ -97,15 +100,17 @@ def _passes(parts: tuple[Branch, ...]) -> tuple[Pass, ...]:
     return tuple(result)
 
 
-def forward_taps(parts: tuple[Branch, ...], dilation: list[int], *, own: bool = False) -> Taps:
+@lru_cache(maxsize=1024)
+def forward_taps(parts: tuple[Branch, ...], dilation: tuple[int, int], own: bool = False) -> Taps:
     """Of a convolution, over x. `own`: each segment has weights of its own."""
     last, passes = parts[-1], _passes(parts)
     y, x = Axis((0,), 1, dilation[0], last.kh), Axis((0,), 1, dilation[1], last.kw)
     return Taps(y, x, passes, sum(one.kh * one.kw for one in passes) if own else 0)
 
 
+@lru_cache(maxsize=1024)
 def adjoint_taps(
-    parts: tuple[Branch, ...], stride: list[int], padding: tuple[int, int], dilation: list[int]
+    parts: tuple[Branch, ...], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> Taps:
     """Of its adjoint, over the scaled gradients."""
     last = parts[-1]

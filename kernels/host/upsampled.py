@@ -74,7 +74,7 @@ def adjoint(p: Problem, source: Source, grad: ScaledGradient, windows: Windows) 
     cut_h, cut_w = p.h % 2, p.w % 2  # the last row or column has one copy only
     segments = (1 + cut_h) * (1 + cut_w)
     parts = square(k + 1)
-    taps = forward_taps(parts, [1, 1], own=True)
+    taps = forward_taps(parts, (1, 1), True)
     pixels = p.n * lh * lw
     blocks = gather.blocks(pixels, c_low, x)
     low_n, low_h, low_w = mask.strides

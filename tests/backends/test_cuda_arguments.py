@@ -47,7 +47,7 @@ def test_a_launch_by_name(cuda_kernels):
         ("biases", {}, "biases is missing"),
         (None, {"CUT_H": 1}, "CUT_H is none of its arguments"),
         ("NOUT", {"N_OUT": 3}, "NOUT is missing; N_OUT is none of its arguments"),
-        (None, {"NOUT": 3.0}, r"NOUT must be int, got 3\.0"),
+        (None, {"NOUT": 3.5}, r"NOUT must be int, got 3\.5"),
         (None, {"NOUT": (3,)}, r"NOUT must be int, got \(3,\)"),
         (None, {"scales": 7}, "scales must be tensor, got 7"),
         (None, {"scales": torch.ones(1, dtype=torch.complex64)}, "scales must be tensor"),
