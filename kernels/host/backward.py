@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,8 +45,7 @@ def backward(call: Call, grad_out: Tensor, needs: Needs) -> Gradients:
     """Those of `needs`; features may be channels-last whatever the layout of the call."""
     p = problem(call)
     scales = None if call.scales is None else call.scales.contiguous()
-    weights = _Weights(p, scales) if needs.weights or needs.scales else None
-    grads, sums = _by_source(p, scales, grad_out, needs, weights)
+    grads, sums, weights = _by_source(p, scales, grad_out, needs.sources, needs.weights or needs.scales)
     return Gradients(
         grads,
         weights.grads if weights and needs.weights else (),
@@ -54,57 +54,61 @@ def backward(call: Call, grad_out: Tensor, needs: Needs) -> Gradients:
     )
 
 
+_BySource = tuple[list[Tensor | None], Tensor, _Weights | None]
+
+
 def _by_source(
-    p: Problem, scales: Tensor | None, grad_out: Tensor, needs: Needs, weights: _Weights | None
-) -> tuple[list[Tensor | None], Tensor]:
-    """Gradients of the features, and the sum [C_out] of `grad_out` over live pixels; fills `weights`."""
-    plans = [few_outputs_gradients.plan(p, source, needs_weights=weights is not None) for source in p.sources]
+    p: Problem, scales: Tensor | None, grad_out: Tensor, needs: Sequence[bool], needs_weights: bool
+) -> _BySource:
+    """Gradients of the features that `needs` names, sum [C_out] of `grad_out` over live pixels, weights."""
+    plans = [few_outputs_gradients.plan(p, source, needs_weights=needs_weights) for source in p.sources]
     if all(plans):
-        return _few_outputs(p, plans, grad_out, needs, weights)
-    if weights and not any(needs.sources) and (plan := few_inputs_gradients.plan(p)):
+        return _few_outputs(p, plans, grad_out, needs, needs_weights)
+    if needs_weights and not any(needs) and (plan := few_inputs_gradients.plan(p)):
         partial, sums = few_inputs_gradients.partials(p, grad_out, plan)
+        weights = _Weights(p, scales)
         weights.add(p.sources[0], partial, folded=False)
-        return [None], sums
+        return [None], sums, weights
     windows, row, _ = output_rows(p, wgrad.MAX_BLOCK_DEPTH)
     grad = scale_gradient(
-        grad_out, windows, p.largest_ratio,
-        for_features=any(needs.sources), for_weights=weights is not None,
-    )  # fmt: skip
+        grad_out, windows, p.largest_ratio, for_features=any(needs), for_weights=needs_weights
+    )
     grads = [
         _adjoint(p, source, scales, grad, windows) if need else None
-        for source, need in zip(p.sources, needs.sources, strict=True)
+        for source, need in zip(p.sources, needs, strict=True)
     ]
+    if not needs_weights:
+        return grads, grad.sums, None
+    weights = _Weights(p, scales)
     for source in p.sources:
-        if weights is None:
-            break
-        storage = gather.storage_of(source.x)
         partial = wgrad.partials(
-            row, storage, source.number, source.word0, grad, source.taps, source.branches,
-            shared=not source.up,
+            row, gather.storage_of(source.x), source.number, source.word0, grad, source.taps,
+            source.branches, shared=not source.up,
         )  # fmt: skip
         weights.add(source, partial, folded=source.up)
         del partial  # before that of the next source is made
-    return grads, grad.sums
+    return grads, grad.sums, weights
 
 
 def _few_outputs(
-    p: Problem, plans: list[Any], grad_out: Tensor, needs: Needs, weights: _Weights | None
-) -> tuple[list[Tensor | None], Tensor]:
+    p: Problem, plans: list[Any], grad_out: Tensor, needs: Sequence[bool], needs_weights: bool
+) -> _BySource:
     """`_by_source` with few output channels, one launch for each source."""
+    weights = _Weights(p, None) if needs_weights else None
     grads: list[Tensor | None] = [None] * len(p.sources)
     sums: Tensor | None = None
-    for source, plan, needs_x in zip(p.sources, plans, needs.sources, strict=True):
-        if sums is not None and not (needs_x or weights):
+    for source, plan, needs_x in zip(p.sources, plans, needs, strict=True):
+        if sums is not None and not (needs_x or needs_weights):
             continue
-        share = few_outputs_gradients.gradients(
-            p, source, grad_out, plan, needs_x=needs_x, needs_weights=weights is not None
+        found = few_outputs_gradients.gradients(
+            p, source, grad_out, plan, needs_x=needs_x, needs_weights=needs_weights
         )
-        grads[source.number] = share.x
-        sums = share.sums if sums is None else sums
-        if weights and share.weights is not None:
-            weights.add(source, share.weights, folded=False)
+        grads[source.number] = found.x
+        sums = found.sums if sums is None else sums
+        if weights and found.weights is not None:
+            weights.add(source, found.weights, folded=False)
     assert sums is not None
-    return grads, sums
+    return grads, sums, weights
 
 
 def _adjoint(
