@@ -34,7 +34,7 @@ def refusal(call: Call) -> str:
     most = _limits()
     if len(call.weights) > most.branches:
         return f"it takes at most {most.branches} kernels, weights has {len(call.weights)}"
-    if max(call.geometry.stride) > most.stride and max(call.stride) > most.stride:  # no guard on sizes
+    if max(call.geometry.stride) > most.stride:
         return f"it takes strides of at most {most.stride}, stride is {list(call.geometry.stride)}"
     return gpu.refusal(call) or (_device_refusal(call.like.device.index) if call.like.is_cuda else "")
 

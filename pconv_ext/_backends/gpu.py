@@ -97,11 +97,8 @@ def _kernels(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`operator` and its backward. An empty batch launches nothing: sums over it are zero."""
 
-    def bounded(call: Call) -> Call:
-        return call._replace(geometry=call.geometry._replace(stride=call.stride))
-
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        call = bounded(operator.call(*arguments))
+        call = operator.call(*arguments)
         _check_size(backend, call)
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake(*arguments))
@@ -111,7 +108,7 @@ def _kernels(
             return operators.forward(call)
 
     def backward(grad_out: Tensor, *saved: Any) -> tuple[Any, ...]:
-        call = bounded(operator.backward_call(saved[:-1]))
+        call = operator.backward_call(saved[:-1])
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake_backward(grad_out, *saved))
         from ..kernels import operators

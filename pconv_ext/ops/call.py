@@ -55,16 +55,6 @@ class Call(NamedTuple):
         )
 
     @property
-    def stride(self) -> list[int]:
-        """That of the geometry; beyond the image as much as its size, which gives the same one window.
-
-        Kernels lay tables out by the stride.
-        """
-        top, bottom, left, right = self.geometry.padding
-        sh, sw = self.geometry.stride
-        return [min(sh, self.like.shape[2] + top + bottom), min(sw, self.like.shape[3] + left + right)]
-
-    @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of the output."""
         return self.geometry.output_size(self.like.shape[2], self.like.shape[3], self.largest)
