@@ -9,10 +9,10 @@ _package = _Path(__file__).resolve().parent
 if not (_package / "kernels").is_dir() and (_package.parent / "kernels" / "__init__.py").is_file():
     __path__.append(str(_package.parent))  # in a checkout `pconv_ext.kernels` is the folder beside this one
 
-from . import compat, reference  # noqa: E402
+from . import compat, functional, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
-from .functional import msfef, partial_conv2d, upcat_partial_conv2d  # noqa: E402
+from .functional import *  # noqa: E402, F403
 from .inpainter import Inpainter  # noqa: E402
 from .model import InpaintingNet, composite  # noqa: E402
 from .modules import MSFEF, PartialConv2d  # noqa: E402
@@ -25,9 +25,7 @@ __all__ = [
     "backends",
     "compat",
     "composite",
-    "msfef",
-    "partial_conv2d",
     "reference",
     "replace_partial_convs",
-    "upcat_partial_conv2d",
+    *functional.__all__,
 ]
