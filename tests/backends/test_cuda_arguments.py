@@ -8,11 +8,12 @@ import torch
 from pconv_ext.kernels import operators
 from pconv_ext.kernels.cuda import library
 from pconv_ext.kernels.host import kernel_set
+from support.cases import deep_without_gpu
 
 from pconv_ext._geometry import centred
 from pconv_ext.ops.call import Call, Needs, Source
 
-pytestmark = [] if torch.cuda.is_available() else [pytest.mark.deep]
+pytestmark = [*deep_without_gpu]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TWINS = [name for name in kernel_set.Kernels._fields if name not in kernel_set.Kernels._field_defaults]
 ALONE = [*kernel_set.Kernels._field_defaults]
