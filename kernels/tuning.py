@@ -1,4 +1,4 @@
-"""Block sizes of the matrix kernels, by element type and GPU generation.
+"""Block sizes of the matrix kernels, in Triton and in CUDA, by element type and GPU generation.
 
 What the compiler makes of each configuration (registers, spills, shared memory, instructions) is asserted by
 tests/machine_code/test_triton_compiled.py and recorded in benchmarks/results/triton-compiled.json.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .plan import power_of_two
+from .host.sizes import power_of_two, rounded
 
 
 class Blocks(NamedTuple):
@@ -22,9 +22,13 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
 
+    def filled(self, channels: int) -> int:
+        """`channels` filled up to whole columns of tiles."""
+        return rounded(channels, self.n)
+
 
 def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, precision: str) -> Blocks:
-    """Configuration of gather.gather_matmul for `rows` pixels and `n_out` channels.
+    """Configuration of gather_matmul for `rows` pixels and `n_out` channels.
 
     `capability` is 80 for sm_80 to sm_89 and 90 from there on; `precision` "ieee" is float32 without tensor
     cores. k, the depth of a step, is that of many channels, see `channel_blocks`.
@@ -42,7 +46,7 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, pr
 
 
 def wgrad_blocks(words: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
-    """Configuration of wgrad.tap_matmul: m covers channels (of several taps where they are few), n gradients.
+    """Configuration of tap_matmul: m covers channels (of several taps where they are few), n gradients.
 
     Two levels of loads feed the addresses' predicates, which costs two of the stages asked for. Windows of
     several `words` have bits for each tap, which fill the shared memory.
@@ -57,7 +61,7 @@ def wgrad_blocks(words: int, n_out: int, dtype: torch.dtype, capability: int) ->
 
 
 def channel_blocks(channels: int, dtype: torch.dtype) -> int:
-    """Channels of a K step of gather.gather_matmul: all of a few, else a full block.
+    """Channels of a K step of gather_matmul: all of a few, else a full block.
 
     Numbers that are no multiple of eight are read element by element, which takes more registers.
     """

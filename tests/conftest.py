@@ -106,14 +106,14 @@ def pytest_sessionstart(session):
 @pytest.fixture(scope="session")
 def cuda_kernels(pytestconfig):
     """The CUDA kernels: on a GPU those of the package, without one those of the emulator."""
-    from pconv_ext.kernels import cuda
+    from pconv_ext.kernels.cuda import library
 
     from pconv_ext import _backends
 
     if torch.cuda.is_available():
         if _backends.cuda.reason():
             pytest.skip(_backends.cuda.reason())
-        return cuda.load(_backends.cuda.LIBRARY)
+        return library.load(_backends.cuda.LIBRARY)
     return emulated_cuda.load(_emulated(pytestconfig))
 
 

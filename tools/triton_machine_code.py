@@ -22,9 +22,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch
 import triton
-from pconv_ext.kernels import kernel_set, launch, operators
+from pconv_ext.kernels import operators
+from pconv_ext.kernels.host import devices, kernel_set
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from pconv_ext.ops import OPERATORS
+from pconv_ext.ops.call import Needs
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 OUTPUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "triton-compiled.json"
@@ -39,15 +43,20 @@ def features(n, c, h, w, dtype):
     return torch.empty(n, c, h, w, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
 
 
+def run(name, *arguments):
+    """Forward and backward of an operator."""
+    call = OPERATORS[name].call(*arguments)
+    out, _ = operators.forward(call)
+    operators.backward(call, out, Needs([True] * len(call.sources), True, True, call.scales is not None))
+
+
 def msfef(n, c_in, c_out, size, dtype, sizes=(3, 5, 7), stride=2):
     """Forward and backward of an MSFEF layer."""
     x, mask = features(n, c_in, size, size, dtype), features(n, 1, size, size, torch.bool)
     weights = [features(c_out, c_in, k, k, dtype).contiguous() for k in sizes]
     biases, scales = [scale[0, :, 0, 0] for scale in [features(1, c_out, 1, 1, dtype)] * len(sizes)], None
     scales = torch.empty(len(sizes), c_out, dtype=dtype, device="meta")
-    args = (x, mask, weights, biases, scales, [stride, stride])
-    out, _ = operators.msfef(*args)
-    operators.msfef_backward(out, *args, [True] * 4)
+    run("msfef", x, mask, weights, biases, scales, [stride, stride])
 
 
 def partial_conv2d(n, c_in, c_out, size, dtype, k=3, stride=2, dilation=1):
@@ -58,8 +67,7 @@ def partial_conv2d(n, c_in, c_out, size, dtype, k=3, stride=2, dilation=1):
         features(1, c_out, 1, 1, dtype)[0, :, 0, 0],
     )
     geometry = ([stride] * 2, [dilation * (k // 2)] * 4, [dilation] * 2, 1)
-    out, _ = operators.partial_conv2d(x, mask, weight, bias, *geometry)
-    operators.partial_conv2d_backward(out, x, mask, weight, *geometry, [True] * 3)
+    run("partial_conv2d", x, mask, weight, bias, *geometry)
 
 
 def upcat_partial_conv2d(n, c_low, c_skip, c_out, size, dtype, k=3):
@@ -69,8 +77,7 @@ def upcat_partial_conv2d(n, c_low, c_skip, c_out, size, dtype, k=3):
     skip, mask_skip = features(n, c_skip, size, size, dtype), features(n, 1, size, size, torch.bool)
     weight = features(c_out, c_low + c_skip, k, k, dtype).contiguous()
     bias = features(1, c_out, 1, 1, dtype)[0, :, 0, 0]
-    out, _ = operators.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
-    operators.upcat_partial_conv2d_backward(out, x_low, mask_low, skip, mask_skip, weight, [True] * 4)
+    run("upcat_partial_conv2d", x_low, mask_low, skip, mask_skip, weight, bias)
 
 
 #: Layers of the paper's network at batch 32, which have a tuned configuration each, in their order.
@@ -138,8 +145,8 @@ class Recorder:
                 *(str(options.get(o)) for o in ("BM", "BN", "BP", "STAGES", "PRECISION", "ROW_CHANNELS")),
             )
             if name in MATRIX:
-                sources = [options[s][8] for s in ("SOURCE0", "SOURCE1") if options.get(s)]  # rows or taps
-                key += (args[0].dtype, *sources)
+                operands = [options[o][8] for o in ("GATHER0", "GATHER1") if options.get(o)]  # rows or taps
+                key += (next(options[x] for x in ("x0", "x") if x in options).dtype, *operands)
             if brief and key in self.seen:
                 return
             self.seen.add(key)
@@ -201,7 +208,7 @@ def compile_all(capability: int, recorder: Recorder) -> list[dict]:
     records = []
     recorder.seen.clear()
     triton.runtime.driver.set_active(NoGPU(capability))
-    launch.capability = lambda device: capability
+    devices.capability = lambda device: capability
     for name, call, precision in layers(recorder.brief):
         torch.backends.cudnn.conv.fp32_precision = precision
         if name in ODD:

@@ -1,5 +1,5 @@
-// compact of kernels/rows.py: sorts the entries of each segment by class, each class filled up to a multiple
-// of PAD.
+// compact of kernels/triton/rows.py: sorts the entries of each segment by state, those of each filled up to a
+// multiple of PAD.
 //
 // entry_ints [INTS, S, Q] -> ints [INTS, S, capacity] and the same of the int64 words; fillers have pixel -1
 // and no bits. limits [S, 3]: where each class ends. Entries of a class keep their order.
@@ -7,6 +7,7 @@
 // Where a block's entries go follows from the counts of all blocks before it. Few of them are summed by every
 // block; many by a kernel of its own, which would otherwise be work that grows with the square of their
 // number.
+#include "arguments.h"
 #include "windows.h"
 
 #ifdef PCONV_EMULATE
@@ -185,18 +186,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1) compact_kernel(const Compact f
 
 PCONV_ENTRY(compact) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   Compact f{};
-  f.entry_state = args.tensor<int8_t>();
-  f.entry_ints = args.tensor<int>();
-  f.entry_words = args.tensor<int64_t>();
-  f.counts = args.tensor<int>();
-  f.ints = args.tensor<int>();
-  f.words = args.tensor<int64_t>();
-  f.limits = args.tensor<int>();
-  f.q = args.integer(), f.n_blocks = args.integer(), f.capacity = args.integer();
-  f.n_ints = args.integer(), f.n_words = args.integer(), f.pad = args.integer(), f.block = args.integer();
+  f.entry_state = args.tensor<int8_t>("entry_state");
+  f.entry_ints = args.tensor<int>("entry_ints");
+  f.entry_words = args.tensor<int64_t>("entry_words");
+  f.counts = args.tensor<int>("counts");
+  f.ints = args.tensor<int>("ints");
+  f.words = args.tensor<int64_t>("words");
+  f.limits = args.tensor<int>("limits");
+  args.integers({{"Q", &f.q}, {"n_blocks", &f.n_blocks}, {"capacity", &f.capacity}, {"INTS", &f.n_ints}});
+  args.integers({{"WORDS", &f.n_words}, {"PAD", &f.pad}, {"BLOCK", &f.block}});
+  if (!args.complete()) return kInvalidValue;
   f.total = int(grid.y) * f.q, f.all_capacity = int(grid.y) * f.capacity;
   if (f.block > kMaxThreads || f.block % 32 || f.n_ints > kMaxInts) return kInvalidValue;
   constexpr int kShared = 3 * kClasses * kMaxWarps * sizeof(int);

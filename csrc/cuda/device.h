@@ -1,5 +1,5 @@
-// What kernels are written with: CUDA's headers or, under PCONV_EMULATE, their stand-ins (emulation.h);
-// element types; reading a launch's arguments.
+// What kernels are written with: CUDA's headers or, under PCONV_EMULATE, their stand-ins (emulation.h), and
+// element types.
 #pragma once
 #ifdef PCONV_EMULATE
 #include "emulation.h"
@@ -111,7 +111,7 @@ __host__ __device__ inline Half from_float<Half>(float v) {
 #endif
 }
 
-// Element types of tensors, as kernels/cuda.py numbers them.
+// Element types of tensors, as kernels/cuda/library.py numbers them.
 enum Element : int { kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64, kFloat64 };
 
 // Calls `f(T{})` for a floating element type.
@@ -135,38 +135,4 @@ __host__ __device__ inline float float_at(const Untyped& tensor, int n) {
   return to_float(static_cast<const BFloat16*>(tensor.data)[n]);
 }
 
-// The arguments of a launch, in 64-bit words, read in order: kernels/cuda.py writes them. First the grid; a
-// tensor takes two words, a tuple its length and then its items (of nested tuples: the outer length, then all
-// items).
-class Args {
- public:
-  explicit Args(const int64_t* words) : next_(words) {}
-  dim3 grid() {
-    const unsigned x = integer(), y = integer(), z = integer();
-    return dim3(x, y, z);
-  }
-  Untyped untyped() {
-    void* data = reinterpret_cast<void*>(static_cast<uintptr_t>(*next_++));
-    return {data, integer()};
-  }
-  template <class T>
-  T* tensor() {
-    return static_cast<T*>(untyped().data);
-  }
-  int integer() { return static_cast<int>(*next_++); }
-  int64_t wide() { return *next_++; }
-  float real() {
-    double d;
-    memcpy(&d, next_++, 8);
-    return static_cast<float>(d);
-  }
-
- private:
-  const int64_t* next_;
-};
-
 }  // namespace pconv
-
-// int pconv_NAME(const int64_t* args, void* stream): returns cudaError_t, 0 if the launch was accepted.
-#define PCONV_ENTRY(name) \
-  extern "C" __attribute__((visibility("default"))) int pconv_##name(const int64_t* words, void* stream)

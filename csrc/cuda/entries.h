@@ -1,13 +1,14 @@
 // What the kernels that look at masks share: the entries they write for `compact`, counts of classes, updated
 // masks, and the reading of their arguments.
 #pragma once
+#include "arguments.h"
+#include "limits.h"
 #include "windows.h"
 
 namespace pconv {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kClasses = 3;
 constexpr int kManyWords = -1;  // as the side of a window: any size, in several words
-constexpr int kMaxKernels = 64, kMaxStride = 128;
 
 // What a windows kernel writes about every pixel, before it is sorted: segments of q entries.
 struct Entries {
@@ -83,15 +84,16 @@ inline Flags flags(Untyped mask) {
 
 inline Entries entries(Args& args) {
   Entries e{};
-  e.state = args.tensor<int8_t>();
-  e.ints = args.tensor<int>();
-  e.words = args.tensor<int64_t>();
-  e.counts = args.tensor<int>();
+  e.state = args.tensor<int8_t>("entry_state");
+  e.ints = args.tensor<int>("entry_ints");
+  e.words = args.tensor<int64_t>("entry_words");
+  e.counts = args.tensor<int>("counts");
   return e;
 }
 
-inline void read_strides(Args& args, Plane& mask) {
-  mask.n = args.wide(), mask.h = args.wide(), mask.w = args.wide();
+// The strides of a mask, NAME_n, NAME_h and NAME_w.
+inline void read_strides(Args& args, Plane& mask, const char* n, const char* h, const char* w) {
+  mask.n = args.wide(n), mask.h = args.wide(h), mask.w = args.wide(w);
 }
 
 // `kind`: MASK of rows.valid_at.

@@ -8,6 +8,7 @@
 // hole it multiplies by the kernels' sum, else by one kernel after the other, with acc *= ratio_k /
 // ratio_(k + 1) in between.
 #include "few_inputs_feed.h"
+#include <algorithm>
 
 namespace pconv {
 namespace {
@@ -306,55 +307,68 @@ int launch(Problem& p, void* stream) {
   return launch_channels<P, 2>(p, grid, c.threads, stream);
 }
 
-// PHASES; false if there are too many.
-bool read_phases(Args& args, Problem& p) {
-  p.n_phases = args.integer();
-  if (p.n_phases > kMaxPhases) return false;
+// Finishes the passes and where their weights lie.
+void set_up_passes(Problem& p) {
+  p.weight_rows = 0;
   for (int k = 0; k < p.n_phases; ++k) {
     Pass& pass = p.phases[k];
-    for (int* item : {&pass.kh, &pass.kw, &pass.oy, &pass.ox}) *item = args.integer();
-    for (int unused = 0; unused < 3; ++unused) args.integer();
     pass.first = p.weight_rows;
     p.weight_rows += pass.kh;
     pass.word = pass.ox * p.pixel_bytes / 4, pass.words = pass.kw * p.pixel_bytes / 4;
   }
   p.n_kernels = p.n_phases > 1 ? p.n_phases - 1 : 1;
-  return true;
+}
+
+// Sizes, KP and PASSES; whether the kernel can compute this at all, and if so the rest of `p`.
+bool fits(Args& args, Problem& p, Plane& mask, int item, int kp, int n_passes, const Pass* passes) {
+  if (!args.complete() || n_passes < 1 || n_passes > kMostPhases) return false;
+  p.n_phases = n_passes;
+  std::copy(passes, passes + n_passes, p.phases);
+  if (!can_load(p, mask) || kp <= 0) return false;
+  p.row_bytes = kp * item;
+  set_up(p, mask, item, p.plain().kw);
+  set_up_passes(p);
+  return layout(p, 16, item, 128).bytes <= kSharedBytes;
 }
 
 }  // namespace
 }  // namespace pconv
 
+PCONV_PLAN(few_inputs) {
+  using namespace pconv;
+  Problem p = {};
+  Plane mask{};
+  Pass passes[kMostPasses];
+  const int item = args.integer("ITEM");
+  read_window(args, p, mask);
+  const int kp = args.integer("KP"), n = args.rows<7>("PASSES", passes, kMostPasses);
+  const bool all = fits(args, p, mask, item, kp, n, passes);
+  if (!args.complete()) return;
+  answer.put("fits", all);
+  answer.put("channels", (p.n_out + 15) / 16 * 16);  // rows of the packed weights
+}
+
 PCONV_ENTRY(few_inputs) {
   using namespace pconv;
-  Args args(words);
-  args.grid();
+  args.grid();  // the device decides
   Problem p = {};
-  const Untyped x = args.untyped();
-  p.x = static_cast<const char*>(x.data);
-  const Untyped mask = args.untyped();
-  p.weights = args.tensor<const char>();
-  p.bias = args.untyped();
-  p.out = args.tensor<char>();
-  p.new_mask = flags(args.untyped());
-  const int item = x.element == kFloat32 ? 4 : 2;
-  p.xn = args.wide() * item, p.xc = args.wide() * item, p.xh = args.integer() * item,
-  p.xw = args.integer() * item;
+  const Untyped x = args.untyped("x"), mask = args.untyped("mask");
+  p.weights = args.tensor<const char>("weights");
+  p.bias = args.untyped("bias");
+  p.out = args.tensor<char>("out");
+  const Untyped new_mask = args.untyped("new_mask");
   Plane strides{};
-  read_strides(args, strides);
-  for (int* item : {&p.N, &p.c_in, &p.H, &p.W, &p.n_out, &p.HO, &p.WO, &p.top, &p.left, &p.sh, &p.sw, &p.np})
-    *item = args.integer();
-  p.row_bytes = args.integer() * item;
-  p.row_channels = args.integer();
-  p.pixel_bytes = p.row_channels * item;
-  if (!read_phases(args, p)) return kInvalidValue;
-  p.mask = plane(mask, args.integer(), p.H, p.W, strides);
-  p.mask_h = int(strides.h), p.mask_w = int(strides.w);
-  if (!args.integer()) p.bias.data = nullptr;
-  const int precision = args.integer();
-  p.columns = (kColumns - 1) * p.sw + p.plain().kw;
-  p.pitch = (p.columns * p.pixel_bytes + 15) / 16 * 16;
-  p.by_columns = Divider(p.columns);
+  Pass passes[kMostPasses];
+  read_window(args, p, strides);
+  const int kp = args.integer("KP"), n = args.rows<7>("PASSES", passes, kMostPasses);
+  p.np = args.integer("NP");
+  const int kind = args.integer("MASK"), has_bias = args.integer("HAS_BIAS");
+  const int precision = args.precision("PRECISION"), item = x.element == kFloat32 ? 4 : 2;
+  if (!fits(args, p, strides, item, kp, n, passes)) return kInvalidValue;
+  p.x = static_cast<const char*>(x.data);
+  p.new_mask = flags(new_mask);
+  p.mask = plane(mask, kind, p.H, p.W, strides);
+  if (!has_bias) p.bias.data = nullptr;
   p.wide_stores = (reinterpret_cast<uintptr_t>(p.out) | uint64_t(p.n_out * item)) % 16 == 0;
   if (x.element == kFloat16) return launch<Half>(p, stream);
   if (x.element == kBFloat16) return launch<BFloat16>(p, stream);

@@ -9,8 +9,10 @@ namespace pconv {
 namespace {
 
 constexpr int kColumns = 16, kRowsOfWarp = 2;  // pixels of a tile and of a warp
-constexpr int kMaxPhases = 8;
-constexpr int kStagedRows = 8;  // that a warp writes at a time
+constexpr int kMostPhases = 8;
+constexpr int kMostSteps = 2, kMostSide = 8;  // of the stride and of the largest kernel
+constexpr int kTileSide = 80;                 // more than the rows or columns of a tile's input
+constexpr int kStagedRows = 8;                // that a warp writes at a time
 
 // Bytes of a pixel on its way out: 16 more than its channels, so that there are no bank conflicts.
 __host__ __device__ constexpr int out_row(int channels, int item) {
@@ -33,17 +35,18 @@ struct Problem {
   const char* x;
   int64_t xn, xc;       // its strides in bytes
   int xh, xw;           // in these directions offsets within a tile have 32 bits
+  int64_t x_h, x_w;     // the same in elements, as they come
   const char* weights;  // [phases, kh][np][row_bytes]
   Plane mask;
   int mask_h, mask_w;  // its strides once more, in 32 bits
   Untyped bias;        // data null: none
   char* out;           // [N, HO, WO, n_out]
   Flags new_mask;
-  int N, H, W, HO, WO, c_in, n_out, np, sh, sw, top, left;
+  int N, H, W, HO, WO, c_in, n_out, np, sh, sw, dh, dw, top, left;
   int row_bytes, pixel_bytes, row_channels;  // of the weights' rows of taps, of a pixel in shared memory
   int n_kernels, n_phases, weight_rows;
-  Pass phases[kMaxPhases];  // by kernel, and where there are several their sum
-  int columns, pitch;       // of a tile's input: pixels, bytes
+  Pass phases[kMostPhases];  // by kernel, and where there are several their sum
+  int columns, pitch;        // of a tile's input: pixels, bytes
   int tiles, tiles_x, tiles_y;
   Divider by_columns, by_tiles_x, by_tiles_y;
   bool wide_stores;
@@ -51,6 +54,35 @@ struct Problem {
 
   __host__ __device__ const Pass& plain() const { return phases[n_phases - 1]; }
 };
+
+// Reads what launches and plans know of x and its windows: strides in elements (for now), sizes.
+inline void read_window(Args& args, Problem& p, Plane& mask) {
+  p.xn = args.wide("x_n"), p.xc = args.wide("x_c"), p.x_h = args.wide("x_h"), p.x_w = args.wide("x_w");
+  read_strides(args, mask, "mask_n", "mask_h", "mask_w");
+  args.integers({{"N", &p.N}, {"C", &p.c_in}, {"H", &p.H}, {"W", &p.W}, {"NOUT", &p.n_out}, {"HO", &p.HO}});
+  args.integers({{"WO", &p.WO}, {"TOP", &p.top}, {"LEFT", &p.left}, {"SH", &p.sh}, {"SW", &p.sw}});
+  args.integers({{"DH", &p.dh}, {"DW", &p.dw}, {"ROW_CHANNELS", &p.row_channels}});
+}
+
+// Whether load_input can load what lies below a tile: offsets in it have 32 bits, in bytes of at most eight
+// to an element.
+inline bool can_load(const Problem& p, const Plane& mask) {
+  const auto near = [](int64_t h, int64_t w) { return kTileSide * (h + w) * 8 < int64_t(1) << 31; };
+  return p.row_channels > 0 && p.dh == 1 && p.dw == 1 && most(p.sh, p.sw) <= kMostSteps &&
+         most(p.plain().kh, p.plain().kw) <= kMostSide && int64_t(p.N) * p.HO * p.WO < int64_t(1) << 31 &&
+         near(p.x_h, p.x_w) && near(mask.h, mask.w);
+}
+
+// Turns strides into those of `item` bytes to an element, and finds the width of a tile's input, of which
+// `reads` pixels lie under a window.
+inline void set_up(Problem& p, const Plane& mask, int item, int reads) {
+  p.xn *= item, p.xc *= item, p.xh = int(p.x_h) * item, p.xw = int(p.x_w) * item;
+  p.mask_h = int(mask.h), p.mask_w = int(mask.w);
+  p.pixel_bytes = p.row_channels * item;
+  p.columns = (kColumns - 1) * p.sw + reads;
+  p.pitch = (p.columns * p.pixel_bytes + 15) / 16 * 16;
+  p.by_columns = Divider(p.columns);
+}
 
 // Begins the copies of the weights of `channels` output channels from `first_n` on, those rows of taps that
 // the phases have, and fetches the bias.

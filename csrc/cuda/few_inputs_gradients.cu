@@ -14,24 +14,16 @@
 // share it, and the gradient, which it scales in place for each of the group's one or two kernels, zeros for
 // pixels of another class. Both lie with the summed pixels as rows: fragments are transposed on their way out
 // of shared memory. Zeros times x that is valid but not finite make NaN of an infinite sum; holes never do.
+#include "few_inputs_gradients_jobs.h"
 #include "few_inputs_gradients_products.h"
 
 namespace pconv {
 namespace {
 
-constexpr int kTileRows = 8, kPixels = kTileRows * kColumns;
-constexpr int kJobs = kWarps, kMaxGroups = 8, kBuffers = 2;
 static_assert(kThreads == kBuffers * kPixels, "classify has a thread for each");
 
 // Which pixels a group takes.
 enum Kind : int { kPlainPixels, kMixedPixels, kLivePixels };
-
-struct Job {
-  int buffer, row, m, slot;  // copy of the gradient, row of the window, element of the row of taps
-};
-struct Group {
-  int kernels[kBuffers];  // whose ratios scale the copies; the second may be -1
-};
 
 struct GradientProblem {
   Problem in;        // x, mask and window; phases: the kernels
@@ -298,64 +290,102 @@ int launch(GradientProblem& t, dim3 grid, void* stream) {
   return pconv_launched();
 }
 
-// KERNELS, GROUPS and JOBS; false if there are too many.
-bool read_tables(Args& args, GradientProblem& t) {
-  Problem& p = t.in;
-  p.n_kernels = p.n_phases = args.integer();
-  if (p.n_kernels > kMaxPhases) return false;
-  for (int i = 0; i < p.n_kernels; ++i)
-    for (int* item : {&p.phases[i].kh, &p.phases[i].kw, &p.phases[i].oy, &p.phases[i].ox})
-      *item = args.integer();
-  const int groups = args.integer();
-  if (groups > kMaxGroups) return false;
-  t.buffers = 1;
-  for (int i = 0; i < groups; ++i) {
-    for (int& kernel : t.group[i].kernels) kernel = args.integer();
-    if (t.group[i].kernels[1] >= 0) t.buffers = kBuffers;
-  }
-  if (args.integer() != groups * kJobs) return false;
-  for (int i = 0; i < groups * kJobs; ++i)
-    for (int* item : {&t.jobs[i].buffer, &t.jobs[i].row, &t.jobs[i].m, &t.jobs[i].slot})
-      *item = args.integer();
+// CP and WINDOWS, after the sizes.
+struct Windows {
+  int count, cp;
+  Pass windows[kMostPasses];
+};
+void read_windows(Args& args, Windows& w) {
+  w.cp = args.integer("CP"), w.count = args.rows<4>("WINDOWS", w.windows, kMostPasses);
+}
+
+// Whether the kernel can compute this at all, and if so the rest of `p`. The innermost pixels of a row of
+// taps are read from shared memory by 16 bytes.
+bool fits(Args& args, Problem& p, const Plane& mask, int item, const Windows& w) {
+  if (!args.complete() || w.count < 1 || w.count > kMostPhases || w.cp <= 0) return false;
+  p.n_kernels = p.n_phases = w.count;
+  std::copy(w.windows, w.windows + w.count, p.phases);
+  if (!can_load(p, mask) || int64_t(p.N) * p.HO * p.WO == 0) return false;
+  if (item != 4 && p.sw * p.row_channels * item % 16) return false;
+  const int reads = most(w.cp, kHigh) / p.row_channels;  // of a row, also beyond the window
+  set_up(p, mask, item, most(reads, p.plain().kw));
+  p.tiles_x = (p.WO + kColumns - 1) / kColumns, p.tiles_y = (p.HO + kTileRows - 1) / kTileRows;
+  p.tiles = p.N * p.tiles_y * p.tiles_x;
+  p.by_tiles_x = Divider(p.tiles_x), p.by_tiles_y = Divider(p.tiles_y);
   return true;
 }
 
 }  // namespace
 }  // namespace pconv
 
+PCONV_PLAN(few_inputs_gradients) {
+  using namespace pconv;
+  Problem p = {};
+  Plane mask{};
+  Windows w{};
+  const int item = args.integer("ITEM");
+  read_window(args, p, mask);
+  read_windows(args, w);
+  const int processors = args.integer("PROCESSORS");
+  if (!args.complete()) return;
+  if (!fits(args, p, mask, item, w)) return answer.put("fits", 0);
+  // the merged or only kernel, and each of several by itself
+  const Section both[] = {deal(p, w.count - 1, w.count, w.cp), deal(p, 0, w.count > 1 ? w.count : 0, w.cp)};
+  const int wide = (p.n_out + kWide - 1) / kWide, pitch = (p.n_out + 7) / 8 * 8;
+  const int room = 2 * processors;  // for blocks that run at the same time
+  int64_t splits[2] = {}, sizes[2] = {};
+  std::vector<Group> groups;
+  std::vector<Job> jobs;
+  int blocks = 0;
+  for (int i = 0; i < 2; ++i) {
+    const int count = int(both[i].groups.size());
+    if (count) splits[i] = most(1, least(p.tiles, room / (count * wide)));
+    sizes[i] = (i == 0 ? pitch : 0) + int64_t(both[i].slots) * w.cp * pitch;
+    blocks += int(splits[i]) * count;
+    groups.insert(groups.end(), both[i].groups.begin(), both[i].groups.end());
+    jobs.insert(jobs.end(), both[i].jobs.begin(), both[i].jobs.end());
+  }
+  answer.put("fits", groups.size() <= kMaxGroups);
+  answer.put("grid", {blocks, wide});
+  answer.put("scratch", splits[0] * sizes[0] + splits[1] * sizes[1]);
+  answer.put("channels", pitch);
+  answer.put("splits", {splits[0], splits[1]});  // by section, as what follows
+  answer.put("sizes", {sizes[0], sizes[1]});
+  answer.put("slots", {both[0].slots, both[1].slots});
+  answer.put("sections", {int64_t(both[0].groups.size()), int64_t(both[1].groups.size())});
+  answer.rows<2>("groups", groups);
+  answer.rows<4>("jobs", jobs);
+}
+
 PCONV_ENTRY(few_inputs_gradients) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   GradientProblem t = {};
   Problem& p = t.in;
-  const Untyped x = args.untyped(), mask = args.untyped();
-  const int item = x.element == kFloat32 ? 4 : 2;
-  p.x = static_cast<const char*>(x.data);
-  t.grad = args.tensor<const char>();
-  t.partial = args.tensor<float>();
-  p.xn = args.wide() * item, p.xc = args.wide() * item, p.xh = args.integer() * item,
-  p.xw = args.integer() * item;
+  const Untyped x = args.untyped("x"), mask = args.untyped("mask");
+  t.grad = args.tensor<const char>("grad");
+  t.partial = args.tensor<float>("partial");
   Plane strides{};
-  read_strides(args, strides);
-  t.scale = args.real();
-  for (int* item : {&p.N, &p.c_in, &p.H, &p.W, &p.n_out, &p.HO, &p.WO, &p.top, &p.left, &p.sh, &p.sw,
-                    &p.row_channels, &t.cp, &t.pitch})
-    *item = args.integer();
-  if (!read_tables(args, t)) return kInvalidValue;
-  for (int* item : {&t.groups[0], &t.groups[1], &t.parts[0], &t.parts[1]}) *item = args.integer();
-  t.sizes[0] = args.wide(), t.sizes[1] = args.wide();
-  p.mask = plane(mask, args.integer(), p.H, p.W, strides);
-  p.mask_h = int(strides.h), p.mask_w = int(strides.w);
-  const int precision = args.integer();
-  p.pixel_bytes = p.row_channels * item;
-  const int reads = (t.cp > kHigh ? t.cp : kHigh) / p.row_channels;  // of a row, also beyond the window
-  p.columns = (kColumns - 1) * p.sw + (reads > p.plain().kw ? reads : p.plain().kw);
-  p.pitch = (p.columns * p.pixel_bytes + 15) / 16 * 16;
-  p.by_columns = Divider(p.columns);
-  p.tiles_x = (p.WO + kColumns - 1) / kColumns, p.tiles_y = (p.HO + kTileRows - 1) / kTileRows;
-  p.tiles = p.N * p.tiles_y * p.tiles_x;
-  p.by_tiles_x = Divider(p.tiles_x), p.by_tiles_y = Divider(p.tiles_y);
+  Windows w{};
+  read_window(args, p, strides);
+  read_windows(args, w);
+  t.scale = args.real("scale");
+  t.pitch = args.integer("PITCH");
+  const int groups = args.rows<2>("GROUPS", t.group, kMaxGroups);
+  const int jobs = args.rows<4>("JOBS", t.jobs, kMaxGroups * kJobs);
+  args.integers({{"GROUPS0", &t.groups[0]}, {"GROUPS1", &t.groups[1]}});
+  args.integers({{"SPLITS0", &t.parts[0]}, {"SPLITS1", &t.parts[1]}});
+  t.sizes[0] = args.wide("SIZE0"), t.sizes[1] = args.wide("SIZE1");
+  const int kind = args.integer("MASK"), precision = args.precision("PRECISION");
+  const int item = x.element == kFloat32 ? 4 : 2;
+  if (!fits(args, p, strides, item, w) || jobs != groups * kJobs || groups != t.groups[0] + t.groups[1])
+    return kInvalidValue;
+  t.cp = w.cp;
+  t.buffers = 1;
+  for (int i = 0; i < groups; ++i)
+    if (t.group[i].kernels[1] >= 0) t.buffers = kBuffers;
+  p.x = static_cast<const char*>(x.data);
+  p.mask = plane(mask, kind, p.H, p.W, strides);
   t.wide_loads = (reinterpret_cast<uintptr_t>(t.grad) | uint64_t(p.n_out * item)) % 16 == 0;
   if (x.element == kFloat16) return launch<Half>(t, grid, stream);
   if (x.element == kBFloat16) return launch<BFloat16>(t, grid, stream);

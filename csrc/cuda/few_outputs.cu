@@ -283,13 +283,12 @@ __global__ void __launch_bounds__(kThreads, Block<P>::kBlocks)
 }
 
 template <class P, class T>
-int launch(const Problem& p, dim3 grid, const Untyped& weight, const Untyped& packed, int c_in,
-           void* stream) {
+int launch(const Problem& p, dim3 grid, const Untyped& weight, const Untyped& packed, void* stream) {
   const int words = std::max(p.sources[0].packed_words, p.sources[1].packed_words);
   const dim3 blocks((words + kThreads - 1) / kThreads, p.n_sources);
   const auto pack = pack_few_outputs<P, T>;
   PCONV_LAUNCH(pack, blocks, dim3(kThreads), 0, stream, p, static_cast<const T*>(weight.data),
-               static_cast<uint32_t*>(packed.data), c_in);
+               static_cast<uint32_t*>(packed.data), p.c_in());
   const int error = pconv_launched();
   if (error) return error;
   const auto kernel = few_outputs_matmul<P>;
@@ -301,57 +300,55 @@ int launch(const Problem& p, dim3 grid, const Untyped& weight, const Untyped& pa
 }  // namespace
 }  // namespace pconv::few
 
+PCONV_PLAN(few_outputs) {
+  using namespace pconv;
+  using namespace pconv::few;
+  Problem p{};
+  const int item = args.integer("ITEM");
+  read_problem(args, p);
+  if (!args.complete()) return;
+  if (!fits(args, p, item)) return answer.put("fits", 0);
+  answer.put("fits", 1);
+  answer.put("grid", {int64_t(p.N) * p.tiles_y * p.tiles_x});
+  answer.put("scratch", p.sources[0].packed_words + p.sources[1].packed_words);
+  // whether a source may have any layout; others are read fast in channels-last storage alone
+  answer.put("any_layout", {p.sources[0].narrow, p.sources[1].narrow});
+}
+
 PCONV_ENTRY(few_outputs) {
   using namespace pconv;
   using namespace pconv::few;
-  Args args(words);
   const dim3 grid = args.grid();
   Problem p{};
-  for (Source& s : p.sources) s.x = args.tensor<const char>();
-  Untyped masks[2];
-  for (Untyped& mask : masks) mask = args.untyped();
-  const Untyped weight = args.untyped(), packed = args.untyped();
-  p.bias = args.untyped();
-  const Untyped out = args.untyped();
+  Source &first = p.sources[0], &second = p.sources[1];
+  first.x = args.tensor<const char>("x0"), second.x = args.tensor<const char>("x1");
+  const Untyped masks[2] = {args.untyped("mask0"), args.untyped("mask1")};
+  const Untyped weight = args.untyped("weight"), packed = args.untyped("packed");
+  p.bias = args.untyped("bias");
+  const Untyped out = args.untyped("out"), new_mask = args.untyped("new_mask");
+  first.n = args.wide("x0_n"), first.c = args.wide("x0_c");
+  first.h = args.wide("x0_h"), first.w = args.wide("x0_w");
+  read_strides(args, first.mask, "mask0_n", "mask0_h", "mask0_w");
+  second.n = args.wide("x1_n"), second.c = args.wide("x1_c");
+  second.h = args.wide("x1_h"), second.w = args.wide("x1_w");
+  read_strides(args, second.mask, "mask1_n", "mask1_h", "mask1_w");
+  p.on = args.wide("out_n"), p.oc = args.wide("out_c"), p.oh = args.wide("out_h"), p.ow = args.wide("out_w");
+  int low_h, low_w, kinds[2], has_bias;
+  args.integers({{"H0", &low_h}, {"W0", &low_w}, {"H", &p.H}, {"W", &p.W}});
+  read_problem(args, p);
+  args.integers({{"MASK0", &kinds[0]}, {"MASK1", &kinds[1]}, {"HAS_BIAS", &has_bias}});
+  const int precision = args.precision("PRECISION"), item = bytes_of(out.element);
+  if (!fits(args, p, item)) return kInvalidValue;
   p.out = out.data;
-  p.new_mask = flags(args.untyped());
-  for (int* field : {&p.H, &p.W, &p.ho, &p.wo, &p.top, &p.left, &p.kh, &p.kw, &p.n_out})
-    *field = args.integer();
-  int sizes[2][2], kinds[2];
-  for (Source& s : p.sources) {
-    s.n = args.wide(), s.c = args.wide(), s.h = args.wide(), s.w = args.wide();
-    read_strides(args, s.mask);
-  }
-  for (auto& size : sizes) size[0] = args.integer(), size[1] = args.integer();
-  p.on = args.wide(), p.oc = args.wide(), p.oh = args.wide(), p.ow = args.wide();
-  for (Source& s : p.sources) s.channels = args.integer();
-  p.sources[0].up = args.integer();
-  for (int& kind : kinds) kind = args.integer();
-  if (!args.integer()) p.bias.data = nullptr;
-  const int precision = args.integer(), item = bytes_of(out.element);
-
-  p.n_sources = p.sources[1].channels ? 2 : 1;
-  if (p.n_out < 1 || p.n_out > kMostOutputs || p.kh > kMostSide || p.kw > kMostSide) return kInvalidValue;
-  p.sources[1].first_channel = p.sources[0].channels;
-  const int c_in = p.sources[0].channels + p.sources[1].channels;
-  p.window = float((p.n_sources > 1 ? c_in : 1) * p.taps());
-  p.group_taps = std::min(kColumns / p.n_out, p.taps());
-  p.groups = (p.taps() + p.group_taps - 1) / p.group_taps;
-  p.tiles_y = (p.ho + kTile - 1) / kTile, p.tiles_x = (p.wo + kTile - 1) / kTile;
-  p.by_tiles_y = Divider(p.tiles_y), p.by_tiles_x = Divider(p.tiles_x);
-  for (int i = 0; i < p.n_sources; ++i) {
-    Source& s = p.sources[i];
-    s.mask = plane(masks[i], kinds[i], sizes[i][0], sizes[i][1], s.mask);
-    s.narrow = s.channels <= kFewChannels;
-    s.unit = unit_of(s, item);
-  }
-  int row_bytes = 128;
-  place_all(p, item, row_bytes);
-  while (p.shared_bytes() > kMostBytes && row_bytes > kSlice) place_all(p, item, row_bytes /= 2);
-  p.sources[0].weights = static_cast<const uint32_t*>(packed.data);
-  p.sources[1].weights = p.sources[0].weights + p.sources[0].packed_words;
-  if (out.element == kFloat16) return launch<Half, Half>(p, grid, weight, packed, c_in, stream);
-  if (out.element == kBFloat16) return launch<BFloat16, BFloat16>(p, grid, weight, packed, c_in, stream);
-  if (precision == kIeee) return launch<float, float>(p, grid, weight, packed, c_in, stream);
-  return launch<Tf32, float>(p, grid, weight, packed, c_in, stream);
+  p.new_mask = flags(new_mask);
+  if (!has_bias) p.bias.data = nullptr;
+  first.mask = plane(masks[0], kinds[0], low_h, low_w, first.mask);
+  second.mask = plane(masks[1], kinds[1], p.H, p.W, second.mask);
+  for (int i = 0; i < p.n_sources; ++i) p.sources[i].unit = unit_of(p.sources[i], item);
+  first.weights = static_cast<const uint32_t*>(packed.data);
+  second.weights = first.weights + first.packed_words;
+  if (out.element == kFloat16) return launch<Half, Half>(p, grid, weight, packed, stream);
+  if (out.element == kBFloat16) return launch<BFloat16, BFloat16>(p, grid, weight, packed, stream);
+  if (precision == kIeee) return launch<float, float>(p, grid, weight, packed, stream);
+  return launch<Tf32, float>(p, grid, weight, packed, stream);
 }

@@ -15,10 +15,9 @@ constexpr int kMostRegion = kTile + kMostSide - 1;
 constexpr int kFewChannels = 8;  // at most, of a narrow source
 constexpr int kColumns = 32;     // of a product over a wide source: n8 tiles of (tap, output channel)
 constexpr int kTiles = kColumns / 8;
-constexpr int kWords = 32 * 8;        // bytes reserved for the rows of validity of a source
-constexpr int kMostBytes = 99 << 10;  // of shared memory
-constexpr int kSlice = 32;            // bytes of k of one product, see matrix.h
-constexpr int kSliceWords = 64;       // packed words of a slice of 8 columns: two for each lane
+constexpr int kWords = 32 * 8;   // bytes reserved for the rows of validity of a source
+constexpr int kSlice = 32;       // bytes of k of one product, see matrix.h
+constexpr int kSliceWords = 64;  // packed words of a slice of 8 columns: two for each lane
 
 // A map that the window lies over. *Wide* ones keep, in shared memory, one swizzled row of `row_bytes` for
 // each of their pixels under the tile, for `chunks` blocks of channels in turn. *Narrow* ones (few channels)
@@ -43,7 +42,7 @@ struct Source {
 struct Problem {
   Source sources[2];
   int n_sources;
-  int H, W, ho, wo, top, left, kh, kw, n_out;
+  int N, H, W, ho, wo, top, left, kh, kw, n_out, sh, sw, dh, dw;
   int group_taps, groups;  // taps of one product over a wide source, and how many products cover all
   int tiles_y, tiles_x;
   Divider by_tiles_y, by_tiles_x;
@@ -55,6 +54,7 @@ struct Problem {
   int wide_bytes, narrow_bytes[2], product_bytes;  // parts of the shared memory, after the words
 
   __host__ __device__ int taps() const { return kh * kw; }
+  int c_in() const { return sources[0].channels + sources[1].channels; }
   __host__ __device__ int group_columns(int group) const {
     const int left_over = taps() - group * group_taps;
     return (left_over < group_taps ? left_over : group_taps) * n_out;
@@ -157,6 +157,34 @@ inline void place_all(Problem& p, int item, int row_bytes) {
     p.narrow_bytes[i] = s.narrow ? rounded(s.pixels * s.row_bytes, 16) : 0;
     if (!s.narrow) p.wide_bytes = std::max(p.wide_bytes, rounded(s.pixels, 16) * s.row_bytes);
   }
+}
+
+// Reads what launches and plans know of the problem.
+inline void read_problem(Args& args, Problem& p) {
+  Source &first = p.sources[0], &second = p.sources[1];
+  args.integers({{"N", &p.N}, {"HO", &p.ho}, {"WO", &p.wo}, {"TOP", &p.top}, {"LEFT", &p.left}});
+  args.integers({{"KH", &p.kh}, {"KW", &p.kw}, {"NOUT", &p.n_out}, {"SH", &p.sh}, {"SW", &p.sw}});
+  args.integers({{"DH", &p.dh}, {"DW", &p.dw}, {"C0", &first.channels}, {"C1", &second.channels}});
+  args.integers({{"UP", &first.up}});
+}
+
+// Whether the kernel can compute this at all, and if so the rest of `p` but for pointers and strides.
+inline bool fits(Args& args, Problem& p, int item) {
+  if (!args.complete() || p.n_out < 1 || p.n_out > kMostOutputs || most(p.kh, p.kw) > kMostSide ||
+      p.sh != 1 || p.sw != 1 || p.dh != 1 || p.dw != 1)
+    return false;
+  p.n_sources = p.sources[1].channels ? 2 : 1;
+  p.sources[1].first_channel = p.sources[0].channels;
+  p.window = float((p.n_sources > 1 ? p.c_in() : 1) * p.taps());
+  p.group_taps = std::min(kColumns / p.n_out, p.taps());
+  p.groups = (p.taps() + p.group_taps - 1) / p.group_taps;
+  p.tiles_y = (p.ho + kTile - 1) / kTile, p.tiles_x = (p.wo + kTile - 1) / kTile;
+  p.by_tiles_y = Divider(p.tiles_y), p.by_tiles_x = Divider(p.tiles_x);
+  for (int i = 0; i < p.n_sources; ++i) p.sources[i].narrow = p.sources[i].channels <= kFewChannels;
+  int row_bytes = 128;
+  place_all(p, item, row_bytes);
+  while (p.shared_bytes() > kSharedBytes && row_bytes > kSlice) place_all(p, item, row_bytes /= 2);
+  return p.shared_bytes() <= kSharedBytes;
 }
 
 // Bytes that can be copied at a time, 0 if single elements have to.

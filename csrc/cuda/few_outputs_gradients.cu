@@ -260,7 +260,7 @@ int launch(const Problem& p, dim3 grid, void* stream) {
   using L = Layout<P, NARROW>;
   const auto kernel = few_outputs_gradients_matmul<P, NARROW>;
   const int bytes = L::bytes(p);
-  if (bytes > kMostBytes) return kInvalidValue;
+  if (bytes > kSharedBytes) return kInvalidValue;
   allow_shared(kernel);
   const dim3 blocks(grid.x, (p.channels + L::kChannels - 1) / L::kChannels);
   PCONV_LAUNCH(kernel, blocks, dim3(kThreads), bytes, stream, p);
@@ -270,12 +270,6 @@ int launch(const Problem& p, dim3 grid, void* stream) {
 template <class P>
 int launch(const Problem& p, dim3 grid, void* stream) {
   return p.channels <= kFewChannels ? launch<P, true>(p, grid, stream) : launch<P, false>(p, grid, stream);
-}
-
-Map map(Args& args, Untyped tensor) {
-  Map map{static_cast<char*>(tensor.data)};
-  map.n = args.wide(), map.c = args.wide(), map.h = args.wide(), map.w = args.wide();
-  return map;
 }
 
 // The widest copy that all pixels of a channels-last map allow; 0 if it is none, or below `least`.
@@ -291,42 +285,55 @@ int unit_of(const Map& map, int item, int least) {
 }  // namespace
 }  // namespace pconv::few_gradients
 
+PCONV_PLAN(few_outputs_gradients) {
+  using namespace pconv;
+  using namespace pconv::few_gradients;
+  Problem p{};
+  const int item = args.integer("ITEM");
+  read_problem(args, p);
+  const int processors = args.integer("PROCESSORS");
+  if (!args.complete()) return;
+  if (!fits(args, p, item)) return answer.put("fits", 0);
+  const bool few = p.channels <= kFewChannels;
+  const int blocks = most(1, least(p.tiles, (few ? 3 : 2) * processors));
+  const int64_t weights = p.needs_weights ? int64_t(p.taps()) * p.channels * kMostOutputs : 0;
+  answer.put("fits", 1);
+  answer.put("grid", {blocks});
+  answer.put("scratch", blocks * (weights + kMostOutputs));
+  answer.put("channels", kMostOutputs);  // of the partial sums
+  answer.put("any_layout", few);         // others are read fast in channels-last storage alone
+}
+
 PCONV_ENTRY(few_outputs_gradients) {
   using namespace pconv;
   using namespace pconv::few_gradients;
-  Args args(words);
   const dim3 grid = args.grid();
   Problem p{};
-  const Untyped x = args.untyped(), masks[2] = {args.untyped(), args.untyped()}, grad = args.untyped();
-  p.weight = args.tensor<const char>();
-  const Untyped dx = args.untyped();
-  p.partial = args.tensor<float>();
-  for (int* field : {&p.H, &p.W, &p.h, &p.w, &p.ho, &p.wo, &p.top, &p.left, &p.tiles})
-    *field = args.integer();
-  p.x = map(args, x), p.grad = map(args, grad), p.dx = map(args, dx);
-  int kind[2];
-  for (Layer& layer : p.layers) read_strides(args, layer.mask);
-  p.weight_stride = args.wide(), p.part_stride = args.wide();
-  p.window = args.real(), p.unscale = args.real();
+  const Untyped x = args.untyped("x"), masks[2] = {args.untyped("mask0"), args.untyped("mask1")};
+  const Untyped grad = args.untyped("grad");
+  p.weight = args.tensor<const char>("weight");
+  const Untyped dx = args.untyped("dx");
+  p.partial = args.tensor<float>("partial");
+  p.x = {static_cast<char*>(x.data), args.wide("x_n"), args.wide("x_c"), args.wide("x_h"), args.wide("x_w")};
+  p.grad = {static_cast<char*>(grad.data), args.wide("grad_n"), args.wide("grad_c"), args.wide("grad_h"),
+            args.wide("grad_w")};
+  p.dx = {static_cast<char*>(dx.data), args.wide("dx_n"), args.wide("dx_c"), args.wide("dx_h"),
+          args.wide("dx_w")};
+  read_strides(args, p.layers[0].mask, "mask0_n", "mask0_h", "mask0_w");
+  read_strides(args, p.layers[1].mask, "mask1_n", "mask1_h", "mask1_w");
+  p.weight_stride = args.wide("weight_stride"), p.part_stride = args.wide("part_stride");
+  p.window = args.real("window"), p.unscale = args.real("unscale");
+  read_problem(args, p);
+  int kinds[2];
+  args.integers({{"LAST_H", &p.H}, {"LAST_W", &p.W}, {"HO", &p.ho}, {"WO", &p.wo}, {"TOP", &p.top}});
+  args.integers({{"LEFT", &p.left}, {"SOURCES", &p.n_layers}, {"SOURCE", &p.source}});
+  args.integers({{"COUNTED0", &p.layers[0].channels}, {"COUNTED1", &p.layers[1].channels}});
+  args.integers({{"MASK0", &kinds[0]}, {"MASK1", &kinds[1]}, {"NEEDS_X", &p.needs_x}});
+  const int precision = args.precision("PRECISION"), item = bytes_of(x.element);
+  if (!fits(args, p, item)) return kInvalidValue;
   p.scale = 1 / p.unscale;
-  for (int* field : {&p.kh, &p.kw, &p.n_out, &p.channels, &p.rows, &p.n_layers, &p.source})
-    *field = args.integer();
-  for (Layer& layer : p.layers) layer.channels = args.integer();
-  for (Layer& layer : p.layers) layer.up = args.integer();
-  for (int& k : kind) k = args.integer();
-  p.needs_x = args.integer(), p.needs_weights = args.integer();
-  const int precision = args.integer(), item = bytes_of(x.element);
-
-  for (int i = 0; i < 2; ++i) p.layers[i].mask = plane(masks[i], kind[i], p.H, p.W, p.layers[i].mask);
-  p.up = p.layers[p.source].up;
-  if (p.kh > kMostSide || p.kw > kMostSide || p.n_out > kMostOutputs || p.taps() * p.n_out > kColumns ||
-      p.rows > (p.up ? 1 : kRows))
-    return kInvalidValue;
-  p.tiles_y = (p.h + p.tile_rows() - 1) / p.tile_rows(), p.tiles_x = (p.w + kTile - 1) / kTile;
-  p.by_tiles_y = Divider(p.tiles_y), p.by_tiles_x = Divider(p.tiles_x);
-  p.region_rows = (p.tile_rows() << p.up) + p.kh - 1, p.region_columns = (kTile << p.up) + p.kw - 1;
-  p.by_columns = Divider(p.region_columns);
-  p.half = (p.region_columns + 1) / 2, p.pitch = p.up ? 2 * p.half : p.region_columns;
+  p.layers[0].up = p.n_layers > 1;
+  for (int i = 0; i < 2; ++i) p.layers[i].mask = plane(masks[i], kinds[i], p.H, p.W, p.layers[i].mask);
   p.x_unit = unit_of(p.x, item, 4), p.dx_unit = unit_of(p.dx, item, 16);
   if (p.channels * item % 16) p.dx_unit = 0;
   p.buffers = p.x_unit && p.needs_weights ? 2 : 1;

@@ -13,8 +13,7 @@ constexpr int kColumns = 32;     // of a product: (tap, output channel), the res
 constexpr int kTile = 16;        // pixels of a row of a tile; a warp has a few rows, one after the other
 constexpr int kRows = 4;         // of a warp at most, where pixels have few channels and are not up-sampled
 constexpr int kFewChannels = 16;
-constexpr int kMostBytes = 99 << 10;  // of shared memory
-constexpr int kAtOnce = 3;            // output pixels of a thread
+constexpr int kAtOnce = 3;  // output pixels of a thread
 constexpr int kMostRegion = kAtOnce * kThreads;
 constexpr int kWordRows = kRows * kWarps + 2 * (kMostSide - 1);
 
@@ -39,7 +38,7 @@ struct Problem {
   const char* weight;  // [n_out, channels, kh, kw], output channels `weight_stride` apart
   float* partial;      // [parts, part_stride]: [taps, channels, kMostOutputs], at the end the sums of `grad`
   int64_t weight_stride, part_stride;
-  int H, W, h, w, ho, wo, top, left, kh, kw, n_out, channels;
+  int N, H, W, h, w, ho, wo, top, left, kh, kw, n_out, sh, sw, dh, dw, channels;
   int needs_x, needs_weights;
   float window, scale, unscale;  // entries of a full window; factors of the gradient and of dx
   int rows;                      // of a warp
@@ -77,6 +76,28 @@ struct Layout {
     return kX + (x > kReduced ? x : kReduced);
   }
 };
+
+// Reads what launches and plans know of the problem.
+inline void read_problem(Args& args, Problem& p) {
+  args.integers({{"N", &p.N}, {"C", &p.channels}, {"H", &p.h}, {"W", &p.w}, {"KH", &p.kh}, {"KW", &p.kw}});
+  args.integers({{"NOUT", &p.n_out}, {"SH", &p.sh}, {"SW", &p.sw}, {"DH", &p.dh}, {"DW", &p.dw}});
+  args.integers({{"UP", &p.up}, {"NEEDS_WEIGHTS", &p.needs_weights}});
+}
+
+// Whether the kernel can compute this at all, and if so how it is cut into tiles.
+inline bool fits(Args& args, Problem& p, int item) {
+  if (!args.complete() || most(p.kh, p.kw) > kMostSide || p.n_out < 1 || p.n_out > kMostOutputs ||
+      p.taps() * p.n_out > kColumns || p.sh != 1 || p.sw != 1 || p.dh != 1 || p.dw != 1)
+    return false;
+  p.rows = p.channels <= kFewChannels && !p.up ? kRows * 2 / item : 1;
+  p.tiles_y = (p.h + p.tile_rows() - 1) / p.tile_rows(), p.tiles_x = (p.w + kTile - 1) / kTile;
+  p.tiles = p.N * p.tiles_y * p.tiles_x;
+  p.by_tiles_y = Divider(p.tiles_y), p.by_tiles_x = Divider(p.tiles_x);
+  p.region_rows = (p.tile_rows() << p.up) + p.kh - 1, p.region_columns = (kTile << p.up) + p.kw - 1;
+  p.by_columns = Divider(p.region_columns);
+  p.half = (p.region_columns + 1) / 2, p.pitch = p.up ? 2 * p.half : p.region_columns;
+  return true;
+}
 
 // A tile of the source's pixels begins here.
 struct Corner {

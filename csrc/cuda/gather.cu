@@ -1,7 +1,7 @@
-// The matrix kernel of forward and of the gradient of the features, as kernels/gather.py: rows of taps times
-// folded weights. A block computes BM pixels of a row list times BN channels. Each K step copies one tap (or
-// one row of taps) of its pixels and the weights that belong to it to shared memory, `stages` - 1 steps ahead
-// of the multiplication, without a pause between the phases.
+// The matrix kernel of forward and of the gradient of the features, as kernels/triton/gather.py: rows of taps
+// times folded weights. A block computes BM pixels of a row list times BN channels. Each K step copies one
+// tap (or one row of taps) of its pixels and the weights that belong to it to shared memory, `stages` - 1
+// steps ahead of the multiplication, without a pause between the phases.
 #include "gather_feed.h"
 #include <type_traits>
 
@@ -310,28 +310,11 @@ int launch_blocks(Problem& p, dim3 grid, int bm, int bn, void* stream) {
   return kInvalidValue;
 }
 
-// SOURCE and PHASES; false if there are too many of the latter.
-bool read_source(Args& args, Source& s) {
-  if (args.integer()) {
-    for (int* field : {&s.channels, &s.pitch, &s.bk, &s.kp, &s.step_y, &s.step_x, &s.nx, &s.slab,
-                       &s.row_channels, &s.n_words})
-      *field = args.integer();
-  }
-  s.n_phases = args.integer();
-  if (s.n_phases > kMaxPhases) return false;
-  for (int i = 0; i < s.n_phases; ++i) {
-    Phase& t = s.phases[i];
-    for (int* field : {&t.kh, &t.kw, &t.oy, &t.ox, &t.slot}) *field = args.integer();
-    args.integer(), args.integer();  // the branches
-  }
-  return true;
-}
-
-// Returns its length, or 0 if that is more than kMaxFirst.
-int read_first(Args& args, int* first) {
-  const int n = args.integer();
-  for (int i = 0; i < n && n <= kMaxFirst; ++i) first[i] = args.integer();
-  return n <= kMaxFirst ? n : 0;
+// A tuple of all its fields, or of none.
+void read_gather(Args& args, const char* name, Source& s) {
+  int items[sizeof(Gather) / sizeof(int)] = {};
+  args.tuple(name, items, int(sizeof(Gather) / sizeof(int)));
+  memcpy(static_cast<Gather*>(&s), items, sizeof items);
 }
 
 int unit_of(const Source& s, int64_t copy_stride, int item) {
@@ -345,34 +328,38 @@ int unit_of(const Source& s, int64_t copy_stride, int item) {
 
 PCONV_ENTRY(gather_matmul) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   Problem p = {};
-  for (Source& s : p.sources) s.x = args.tensor<const char>();
-  for (Source& s : p.sources) s.weights = args.tensor<const char>();
-  p.ints = args.tensor<const int>();
-  const int64_t* bits = args.tensor<const int64_t>();
-  p.limits = args.tensor<const int>();
-  p.ratio = args.tensor<const float>();
-  p.bias = args.untyped();
-  const Untyped out = args.untyped();
+  Source &first = p.sources[0], &second = p.sources[1];
+  first.x = args.tensor<const char>("x0"), second.x = args.tensor<const char>("x1");
+  first.weights = args.tensor<const char>("weights0"), second.weights = args.tensor<const char>("weights1");
+  p.ints = args.tensor<const int>("ints");
+  const int64_t* bits = args.tensor<const int64_t>("words");
+  p.limits = args.tensor<const int>("limits");
+  p.ratio = args.tensor<const float>("ratio");
+  p.bias = args.untyped("bias");
+  const Untyped out = args.untyped("out");
+  p.entries = args.wide("entries"), p.capacity = args.wide("capacity"), p.pixels = args.wide("P");
+  p.copy_stride = args.wide("copy_stride");
+  p.unscale = args.real("unscale");
+  args.integers({{"tap_y0", &first.tap_y}, {"tap_x0", &first.tap_x}});
+  args.integers({{"tap_y1", &second.tap_y}, {"tap_x1", &second.tap_x}});
+  read_gather(args, "GATHER0", first);
+  first.n_phases = args.rows<7>("PASSES0", first.phases, kMostPasses);
+  read_gather(args, "GATHER1", second);
+  second.n_phases = args.rows<7>("PASSES1", second.phases, kMostPasses);
+  p.n_first_y = args.tuple("FIRST_Y", p.first_y, kMostStride);
+  p.n_first_x = args.tuple("FIRST_X", p.first_x, kMostStride);
+  int words0, ratios, has_bias, bm, bn;
+  args.integers({{"WORDS0", &words0}, {"NOUT", &p.n_out}, {"NP", &p.np}, {"RATIOS", &ratios}});
+  args.integers({{"PLAIN_PASS", &p.plain_phase}, {"HAS_BIAS", &has_bias}, {"BM", &bm}, {"BN", &bn}});
+  args.integers({{"STAGES", &p.stages}});
+  const int precision = args.precision("PRECISION"), item = out.element == kFloat32 ? 4 : 2;
+  if (!args.complete() || !p.n_first_y || !p.n_first_x) return kInvalidValue;
   p.out = static_cast<char*>(out.data);
-  p.entries = args.wide(), p.capacity = args.wide(), p.pixels = args.wide(), p.copy_stride = args.wide();
-  p.unscale = args.real();
-  for (Source& s : p.sources) s.tap_y = args.integer(), s.tap_x = args.integer();
-  for (Source& s : p.sources)
-    if (!read_source(args, s)) return kInvalidValue;
-  p.n_first_y = read_first(args, p.first_y), p.n_first_x = read_first(args, p.first_x);
-  if (!p.n_first_y || !p.n_first_x) return kInvalidValue;
-  const int words0 = args.integer();
-  p.n_out = args.integer(), p.np = args.integer();
-  p.n_sources = p.sources[1].channels ? 2 : 1;
-  p.sources[p.n_sources - 1].ratios = args.integer();
-  p.plain_phase = args.integer();
-  if (!args.integer()) p.bias.data = nullptr;
-  const int bm = args.integer(), bn = args.integer();
-  p.stages = args.integer();
-  const int precision = args.integer(), item = out.element == kFloat32 ? 4 : 2;
+  p.n_sources = second.channels ? 2 : 1;
+  p.sources[p.n_sources - 1].ratios = ratios;
+  if (!has_bias) p.bias.data = nullptr;
   for (int i = 0; i < p.n_sources; ++i) {
     Source& s = p.sources[i];
     s.words = bits + i * words0 * p.entries;

@@ -1,26 +1,30 @@
 // What gather.cu's matrix kernel reads: the steps of its K loop, and the rows gathered in each.
 #pragma once
+#include "arguments.h"
+#include "limits.h"
 #include "matrix.h"
 
 namespace pconv {
 namespace {
 
-constexpr int kMaxPhases = 32, kMaxFirst = 128;  // of kernel sizes + 1; of the stride
-
 struct Phase {
-  int kh, kw, oy, ox, slot;
+  int kh, kw, oy, ox, slot, branch_lo, branch_hi;
 };
 
-// One tensor to gather from; SOURCE, PHASES and the steps of kernels/gather.py.
-struct Source {
+// GATHER of kernels/triton/gather.py.
+struct Gather {
+  int channels, pitch, bk, kp, step_y, step_x, nx, slab, row_channels, n_words;
+};
+
+// One tensor to gather from, with PASSES and the steps of kernels/triton/gather.py.
+struct Source : Gather {
   const char *x, *weights;
   const int64_t* words;
   const int* corners;
-  int channels, pitch, bk, kp, step_y, step_x, nx, slab, row_channels, n_words;
   int tap_y, tap_x, ratios;
   int unit;  // bytes that can be copied at once
   int n_phases;
-  Phase phases[kMaxPhases];
+  Phase phases[kMostPasses];
 };
 
 struct Problem {
@@ -32,7 +36,7 @@ struct Problem {
   int64_t entries, capacity, pixels, copy_stride;
   float unscale;
   int n_sources, n_out, np, plain_phase, stages, wide_stores;
-  int n_first_y, n_first_x, first_y[kMaxFirst], first_x[kMaxFirst];
+  int n_first_y, n_first_x, first_y[kMostStride], first_x[kMostStride];
 };
 
 // What a tile row reads, in shared memory.

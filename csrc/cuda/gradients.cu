@@ -1,7 +1,7 @@
-// Twin of kernels/gradients.py: the incoming gradient, scaled for the matrix kernels of the backward, and its
-// sum.
+// Twin of kernels/triton/gradients.py: the incoming gradient, scaled for the matrix kernels of the backward,
+// and its sum.
 #include "../pixel.h"
-#include "device.h"
+#include "arguments.h"
 
 namespace pconv {
 namespace {
@@ -9,7 +9,7 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kAtOnce = 2;  // pixels that a thread has in flight
 
-// Named as the arguments of kernels/gradients.py; block_p: pixels of a block, block_c: its channels.
+// Named as the arguments of kernels/triton/gradients.py; block_p: pixels of a block, block_c: its channels.
 struct Problem {
   const float* ratio;
   const int8_t* state;
@@ -131,20 +131,20 @@ void launch(dim3 grid, const T* grad, T* copies, const Problem& a, void* stream)
 using namespace pconv;
 
 PCONV_ENTRY(scale_gradient) {
-  Args args(words);
   const dim3 grid = args.grid();
-  const Untyped grad = args.untyped();
+  const Untyped grad = args.untyped("grad");
   Problem a{};
-  a.ratio = args.tensor<float>();
-  a.state = args.tensor<int8_t>();
-  void* const copies = args.untyped().data;
-  a.sums = args.tensor<float>();
-  a.pixels = args.integer(), a.copy_stride = args.wide();
-  const int rounds = args.integer();
-  a.scale = args.real();
-  a.n_out = args.integer(), a.pitch = args.integer(), a.ratios = args.integer();
-  a.copies = args.integer(), a.all = args.integer();
-  a.block_p = args.integer() * rounds, a.block_c = args.integer();
+  a.ratio = args.tensor<float>("ratio");
+  a.state = args.tensor<int8_t>("pixel_state");
+  void* const copies = args.untyped("copies").data;
+  a.sums = args.tensor<float>("sums");
+  a.pixels = args.integer("P"), a.copy_stride = args.wide("copy_stride");
+  const int rounds = args.integer("rounds");
+  a.scale = args.real("scale");
+  args.integers({{"NOUT", &a.n_out}, {"PITCH", &a.pitch}, {"RATIOS", &a.ratios}, {"COPIES", &a.copies}});
+  args.integers({{"ALL", &a.all}, {"BP", &a.block_p}, {"BC", &a.block_c}});
+  if (!args.complete()) return kInvalidValue;
+  a.block_p *= rounds;
   if (grid.x == 0) return 0;  // no pixels
   with_float(grad.element, [&](auto zero) {
     using T = decltype(zero);

@@ -1,11 +1,18 @@
 // What the library tells about itself, without a device: so that what cannot run is refused and not launched.
-#include "device.h"
-
-#define PCONV_EXPORTED extern "C" __attribute__((visibility("default")))
+#include "arguments.h"
+#include "limits.h"
 
 // The architectures it was built for, as in TORCH_CUDA_ARCH_LIST.
 PCONV_EXPORTED const char* pconv_architectures() {
   return PCONV_ARCHITECTURES;
+}
+
+// What the operators may ask of the kernels, as JSON.
+PCONV_EXPORTED const char* pconv_limits() {
+  pconv::Answer answer;
+  answer.put("branches", pconv::kMostBranches);
+  answer.put("stride", pconv::kMostStride);
+  return pconv::told(answer.text());
 }
 
 // Versions of CUDA, 13000 for 13.0: what it was built with, and the newest that the driver knows (0: no

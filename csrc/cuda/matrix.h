@@ -23,7 +23,7 @@
 
 namespace pconv {
 
-// PRECISION of float32 products, as kernels/cuda.py numbers it.
+// PRECISION of float32 products, as kernels/cuda/library.py numbers it.
 enum Precision : int { kTf32, kIeee };
 
 // Operands of multiply that are float32 with 10 bits of mantissa.

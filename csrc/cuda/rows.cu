@@ -1,5 +1,5 @@
 // Rows: which output pixels a matrix kernel works on, in which order, and which taps each of them may read.
-// The contracts, buffers and results are those of kernels/rows.py, kernel by kernel.
+// The contracts, buffers and results are those of kernels/triton/rows.py, kernel by kernel.
 //
 // A block of a windows kernel takes `block` entries of a segment (a multiple of 32), one of `compact` as
 // many, each by a thread of its own.
@@ -8,22 +8,22 @@
 namespace pconv {
 namespace {
 
-// forward_windows: output pixels of a convolution with kernels that share their centre.
-struct Kernels {
+// forward_windows: output pixels of a convolution with branches that share their centre.
+struct Branches {
   int n;
-  int shape[kMaxKernels][4];   // kh, kw and where it lies in the window of the last
-  uint64_t part[kMaxKernels];  // its bits in a window of one word
+  int shape[kMostBranches][4];   // kh, kw and where it lies in the window of the last
+  uint64_t part[kMostBranches];  // its bits in a window of one word
 };
 
 struct Forward {
   Plane mask;
   Entries entries;
   Flags new_mask;
-  float* ratio;  // [kernels, pixels]
+  float* ratio;  // [branches, pixels]
   int8_t* natural;
   int N, HO, WO, pixels, pad_top, pad_left, sh, sw, dh, dw, kh, kw;
   Divider by_wo, by_ho;
-  Kernels kernels;
+  Branches branches;
 };
 
 struct Found {
@@ -33,21 +33,21 @@ struct Found {
 // Ratios from a window in one word.
 __device__ inline Found count_parts(const Forward& f, int j, bool ok, uint64_t bits) {
   bool whole = true;
-  for (int k = 0; k < f.kernels.n; ++k) {
-    const uint64_t part = f.kernels.part[k], hit = bits & part;
+  for (int k = 0; k < f.branches.n; ++k) {
+    const uint64_t part = f.branches.part[k], hit = bits & part;
     whole = whole && hit == part;
-    const float size = f.kernels.shape[k][0] * f.kernels.shape[k][1];
+    const float size = f.branches.shape[k][0] * f.branches.shape[k][1];
     if (ok) f.ratio[size_t(k) * f.pixels + j] = ratio_of(size, popcount(hit));
   }
-  return {(bits & f.kernels.part[0]) != 0, whole};
+  return {(bits & f.branches.part[0]) != 0, whole};
 }
 
-// Ratios of larger windows, whose masks are read again for each kernel.
+// Ratios of larger windows, whose masks are read again for each branch.
 template <class T>
-__device__ Found count_kernels(const Forward& f, int j, bool ok, int n, int y0, int x0) {
+__device__ Found count_branches(const Forward& f, int j, bool ok, int n, int y0, int x0) {
   bool live = false, whole = true;
-  for (int k = 0; k < f.kernels.n && ok; ++k) {
-    const int* shape = f.kernels.shape[k];
+  for (int k = 0; k < f.branches.n && ok; ++k) {
+    const int* shape = f.branches.shape[k];
     int count = 0;
     for (int a = 0; a < shape[0]; ++a)
       for (int b = 0; b < shape[1]; ++b)
@@ -64,7 +64,7 @@ __device__ Found forward_pixel(const Forward& f, int j, bool ok, int n, int y0, 
   if (SIDE == kManyWords) {
     store_taps(f.entries.words + j, f.entries.q, f.kh, f.kw,
                [&](int a, int b) { return ok && valid_at<T>(f.mask, n, y0 + a * f.dh, x0 + b * f.dw); });
-    return count_kernels<T>(f, j, ok, n, y0, x0);
+    return count_branches<T>(f, j, ok, n, y0, x0);
   }
   constexpr int kSide = SIDE < 0 ? 0 : SIDE;
   const uint64_t bits = ok ? valid_window<T, kSide>(f.mask, n, y0, x0, f.kh, f.kw, f.dh, f.dw) : 0;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const Forward f) {
     const int row = f.by_wo(j), n = f.by_ho(row);
     const int y0 = (row - n * f.HO) * f.sh - f.pad_top, x0 = (j - row * f.WO) * f.sw - f.pad_left;
     const Found found = forward_pixel<T, SIDE>(f, j, ok, n, y0, x0);
-    State state = state_of(found.live, found.whole || f.kernels.n == 1);
+    State state = state_of(found.live, found.whole || f.branches.n == 1);
     if (ok) {
       f.new_mask.set(j, found.live);
       f.natural[j] = int8_t(state);
@@ -94,17 +94,13 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const Forward f) {
   counter.store(f.entries, 0);
 }
 
-bool read_kernels(Args& args, Kernels& kernels) {
-  kernels.n = args.integer();
-  if (kernels.n > kMaxKernels) return false;
-  for (int k = 0; k < kernels.n; ++k)
-    for (int& value : kernels.shape[k]) value = args.integer();
-  const int pitch = kernels.shape[kernels.n - 1][1], high = kernels.shape[kernels.n - 1][0];
-  for (int k = 0; k < kernels.n && high * pitch <= kWordBits; ++k) {
-    const int* shape = kernels.shape[k];
-    kernels.part[k] = part_bits(shape[0], shape[1], shape[2] * pitch + shape[3], pitch);
+// The bits of each branch in a window of one word.
+void find_parts(Branches& branches) {
+  const int pitch = branches.shape[branches.n - 1][1], high = branches.shape[branches.n - 1][0];
+  for (int k = 0; k < branches.n && high * pitch <= kWordBits; ++k) {
+    const int* shape = branches.shape[k];
+    branches.part[k] = part_bits(shape[0], shape[1], shape[2] * pitch + shape[3], pitch);
   }
-  return true;
 }
 
 // adjoint_windows: input pixels of a convolution, by their residues modulo the stride.
@@ -117,7 +113,7 @@ struct Adjoint {
   int step_y, step_x, jump_y, jump_x, kh, kw, ny, nx;
   int reach[4];  // kh, kw, oy, ox; without a second kernel 0, which nothing is within
   Divider by_sh, by_sw;
-  int first_y[kMaxStride], first_x[kMaxStride];
+  int first_y[kMostStride], first_x[kMostStride];
 };
 
 // The output pixels around a pixel: where the first one is and which tap of the kernel that is.
@@ -182,39 +178,31 @@ __global__ void __launch_bounds__(kThreads, 1) adjoint_kernel(const Adjoint f) {
   counter.store(f.entries, segment);
 }
 
-bool read_first(Args& args, int* first) {
-  const int n = args.integer();
-  for (int i = 0; i < n && n <= kMaxStride; ++i) first[i] = args.integer();
-  return n <= kMaxStride;
-}
-
 }  // namespace
 }  // namespace pconv
 
 PCONV_ENTRY(forward_windows) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   Forward f{};
-  const Untyped mask = args.untyped();
-  f.new_mask = flags(args.untyped());
-  f.ratio = args.tensor<float>();
-  f.natural = args.tensor<int8_t>();
+  const Untyped mask = args.untyped("mask"), new_mask = args.untyped("new_mask");
+  f.ratio = args.tensor<float>("ratio");
+  f.natural = args.tensor<int8_t>("pixel_state");
   f.entries = entries(args);
-  f.N = args.integer();
-  const int H = args.integer(), W = args.integer();
-  f.HO = args.integer(), f.WO = args.integer();
-  f.entries.q = f.entries.total = args.integer();
-  f.entries.n_blocks = args.integer();
-  f.pad_top = args.integer(), f.pad_left = args.integer();
+  int H, W, kind, n_words;
+  args.integers({{"N", &f.N}, {"H", &H}, {"W", &W}, {"HO", &f.HO}, {"WO", &f.WO}, {"Q", &f.entries.q}});
+  args.integers({{"n_blocks", &f.entries.n_blocks}, {"pad_top", &f.pad_top}, {"pad_left", &f.pad_left}});
   Plane strides{};
-  read_strides(args, strides);
-  if (!read_kernels(args, f.kernels)) return kInvalidValue;
-  f.sh = args.integer(), f.sw = args.integer(), f.dh = args.integer(), f.dw = args.integer();
-  const int kind = args.integer(), n_words = args.integer();
-  f.entries.block = args.integer();
+  read_strides(args, strides, "mask_n", "mask_h", "mask_w");
+  f.branches.n = args.rows<4>("WINDOWS", f.branches.shape, kMostBranches);
+  args.integers({{"SH", &f.sh}, {"SW", &f.sw}, {"DH", &f.dh}, {"DW", &f.dw}, {"MASK", &kind}});
+  args.integers({{"WORDS", &n_words}, {"BLOCK", &f.entries.block}});
+  if (!args.complete() || f.branches.n < 1) return kInvalidValue;
+  f.new_mask = flags(new_mask);
+  f.entries.total = f.entries.q;
   f.mask = plane(mask, kind, H, W, strides);
-  f.kh = f.kernels.shape[f.kernels.n - 1][0], f.kw = f.kernels.shape[f.kernels.n - 1][1];
+  find_parts(f.branches);
+  f.kh = f.branches.shape[f.branches.n - 1][0], f.kw = f.branches.shape[f.branches.n - 1][1];
   f.pixels = f.N * f.HO * f.WO;
   f.by_wo = Divider(f.WO), f.by_ho = Divider(f.HO);
   with_mask(f.mask, [&](auto element) {
@@ -230,30 +218,24 @@ PCONV_ENTRY(forward_windows) {
 
 PCONV_ENTRY(adjoint_windows) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   Adjoint f{};
-  const Untyped mask = args.untyped();
-  f.natural = args.tensor<int8_t>();
+  const Untyped mask = args.untyped("mask");
+  f.natural = args.tensor<int8_t>("pixel_state");
   f.entries = entries(args);
-  f.N = args.integer();
-  const int H = args.integer(), W = args.integer();
-  f.HO = args.integer(), f.WO = args.integer();
-  f.entries.q = args.integer();
-  f.entries.n_blocks = args.integer();
-  f.entries.total = int(grid.y) * f.entries.q;
-  f.pad_top = args.integer(), f.pad_left = args.integer();
+  int H, W, sh, sw, kind, n_words;
+  args.integers({{"N", &f.N}, {"H", &H}, {"W", &W}, {"HO", &f.HO}, {"WO", &f.WO}, {"Q", &f.entries.q}});
+  args.integers({{"n_blocks", &f.entries.n_blocks}, {"pad_top", &f.pad_top}, {"pad_left", &f.pad_left}});
   Plane strides{};
-  read_strides(args, strides);
-  if (!read_first(args, f.first_y) || !read_first(args, f.first_x)) return kInvalidValue;
-  f.step_y = args.integer(), f.step_x = args.integer();
-  f.jump_y = args.integer(), f.jump_x = args.integer();
-  f.kh = args.integer(), f.kw = args.integer(), f.ny = args.integer(), f.nx = args.integer();
-  for (int i = 0, n = args.integer(); i < n; ++i) f.reach[i] = args.integer();
-  const int sh = args.integer(), sw = args.integer();
-  f.dh = args.integer(), f.dw = args.integer();
-  const int kind = args.integer(), n_words = args.integer();
-  f.entries.block = args.integer();
+  read_strides(args, strides, "mask_n", "mask_h", "mask_w");
+  args.tuple("FIRST_Y", f.first_y, kMostStride), args.tuple("FIRST_X", f.first_x, kMostStride);
+  args.integers({{"STEP_Y", &f.step_y}, {"STEP_X", &f.step_x}, {"JUMP_Y", &f.jump_y}, {"JUMP_X", &f.jump_x}});
+  args.integers({{"KH", &f.kh}, {"KW", &f.kw}, {"NY", &f.ny}, {"NX", &f.nx}});
+  args.tuple("REACH", f.reach, 4);
+  args.integers({{"SH", &sh}, {"SW", &sw}, {"DH", &f.dh}, {"DW", &f.dw}, {"MASK", &kind}});
+  args.integers({{"WORDS", &n_words}, {"BLOCK", &f.entries.block}});
+  if (!args.complete()) return kInvalidValue;
+  f.entries.total = int(grid.y) * f.entries.q;
   f.mask = plane(mask, kind, H, W, strides);
   f.rows = Types({H, sh, 0}), f.columns = Types({W, sw, 0});
   f.by_sh = Divider(sh), f.by_sw = Divider(sw);

@@ -1,4 +1,4 @@
-// Rows of a decoder stage: upcat_windows and low_adjoint_windows of kernels/rows.py, see rows.cu.
+// Rows of a decoder stage: upcat_windows and low_adjoint_windows of kernels/triton/rows.py, see rows.cu.
 #include "entries.h"
 
 namespace pconv {
@@ -164,29 +164,30 @@ void launch_upcat(const UpCat& f, bool many, dim3 grid, void* stream) {
 
 PCONV_ENTRY(upcat_windows) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   UpCat f{};
-  const Untyped low = args.untyped(), skip = args.untyped();
-  f.new_mask = flags(args.untyped());
-  f.ratio = args.tensor<float>();
-  f.natural = args.tensor<int8_t>();
+  const Untyped low = args.untyped("mask_low"), skip = args.untyped("mask_skip");
+  const Untyped new_mask = args.untyped("new_mask");
+  f.ratio = args.tensor<float>("ratio");
+  f.natural = args.tensor<int8_t>("pixel_state");
   f.entries = entries(args);
-  f.N = args.integer();
-  const int H = args.integer(), W = args.integer(), LH = args.integer(), LW = args.integer();
-  f.entries.q = args.integer(), f.entries.n_blocks = args.integer();
-  f.entries.total = int(grid.y) * f.entries.q;
+  int H, W, LH, LW, cut_h, cut_w, low_kind, skip_kind, words_skip;
+  args.integers({{"N", &f.N}, {"H", &H}, {"W", &W}, {"LH", &LH}, {"LW", &LW}, {"Q", &f.entries.q}});
+  args.integers({{"n_blocks", &f.entries.n_blocks}});
   Plane low_strides{}, skip_strides{};
-  read_strides(args, low_strides);
-  read_strides(args, skip_strides);
-  f.c_low = args.integer(), f.c_skip = args.integer(), f.k = args.integer();
-  const int low_kind = args.integer(), skip_kind = args.integer();
-  f.words_low = args.integer();
-  const int words_skip = args.integer();
-  f.entries.block = args.integer();
+  read_strides(args, low_strides, "low_n", "low_h", "low_w");
+  read_strides(args, skip_strides, "skip_n", "skip_h", "skip_w");
+  args.integers(
+      {{"C_LOW", &f.c_low}, {"C_SKIP", &f.c_skip}, {"K", &f.k}, {"CUT_H", &cut_h}, {"CUT_W", &cut_w}});
+  args.integers({{"LOW_MASK", &low_kind}, {"SKIP_MASK", &skip_kind}, {"WORDS_LOW", &f.words_low}});
+  args.integers({{"WORDS_SKIP", &words_skip}, {"BLOCK", &f.entries.block}});
+  if (!args.complete()) return kInvalidValue;
+  f.new_mask = flags(new_mask);
+  f.entries.total = int(grid.y) * f.entries.q;
   f.low = plane(low, low_kind, LH, LW, low_strides);
   f.skip = plane(skip, skip_kind, H, W, skip_strides);
   f.rows = Types(positions_over_upsampled(H, f.k)), f.columns = Types(positions_over_upsampled(W, f.k));
+  if (f.rows.cut != cut_h || f.columns.cut != cut_w) return kInvalidValue;
   f.km = (f.k + 1) / 2;
   const bool many = f.words_low > 1 || words_skip > 1;
   if (f.low.data && f.skip.data && f.low.bytes != f.skip.bytes)
@@ -199,24 +200,24 @@ PCONV_ENTRY(upcat_windows) {
 
 PCONV_ENTRY(low_adjoint_windows) {
   using namespace pconv;
-  Args args(words);
   const dim3 grid = args.grid();
   LowAdjoint f{};
-  const Untyped low = args.untyped();
-  f.natural = args.tensor<int8_t>();
+  const Untyped low = args.untyped("mask_low");
+  f.natural = args.tensor<int8_t>("pixel_state");
   f.entries = entries(args);
-  f.N = args.integer();
-  f.H = args.integer(), f.W = args.integer();
-  const int LH = args.integer(), LW = args.integer();
-  f.entries.q = args.integer(), f.entries.n_blocks = args.integer();
-  f.entries.total = int(grid.y) * f.entries.q;
+  int LH, LW, cut_h, cut_w, kind, n_words;
+  args.integers({{"N", &f.N}, {"H", &f.H}, {"W", &f.W}, {"LH", &LH}, {"LW", &LW}, {"Q", &f.entries.q}});
+  args.integers({{"n_blocks", &f.entries.n_blocks}});
   Plane strides{};
-  read_strides(args, strides);
-  f.k = args.integer();
-  const int kind = args.integer(), n_words = args.integer();
-  f.entries.block = args.integer();
+  read_strides(args, strides, "low_n", "low_h", "low_w");
+  args.integers(
+      {{"K", &f.k}, {"CUT_H", &cut_h}, {"CUT_W", &cut_w}, {"LOW_MASK", &kind}, {"WORDS", &n_words}});
+  args.integers({{"BLOCK", &f.entries.block}});
+  if (!args.complete()) return kInvalidValue;
+  f.entries.total = int(grid.y) * f.entries.q;
   f.low = plane(low, kind, LH, LW, strides);
   f.rows = Types(stored_positions(LH, f.H)), f.columns = Types(stored_positions(LW, f.W));
+  if (f.rows.cut != cut_h || f.columns.cut != cut_w) return kInvalidValue;
   const auto launch = [&](auto width) {
     auto kernel = low_adjoint_kernel<decltype(width)::value>;
     PCONV_LAUNCH(kernel, grid, dim3(kThreads), kCounterBytes, stream, f);

@@ -1,10 +1,9 @@
-// Twin of kernels/weights.py: weights folded and laid out for the matrix kernels, and their gradients taken
-// out of the partial sums. All of it is limited by bandwidth, so blocks are cut for coalesced access, not as
-// Triton's.
+// Twin of kernels/triton/weights.py: weights folded and laid out for the matrix kernels, and their gradients
+// taken out of the partial sums. All of it is limited by bandwidth, so blocks are cut for coalesced access,
+// not as Triton's.
 #include <algorithm>
-#include <vector>
 
-#include "device.h"
+#include "arguments.h"
 #include "weights.h"
 
 namespace pconv {
@@ -166,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 constexpr int kPairs = 64, kOutputs = 16, kFinishThreads = 512;
 constexpr int kPairPitch = kPairs + 2;  // neither direction has bank conflicts
 
-// Named as the arguments of kernels/weights.py.
+// Named as the arguments of kernels/triton/weights.py.
 struct Finish {
   const float* partial;
   float* products;
@@ -259,11 +258,12 @@ __global__ void __launch_bounds__(kFinishThreads, 1)
 using namespace pconv;
 
 PCONV_ENTRY(fold_bias) {
-  Args args(words);
   args.grid();
-  const Untyped biases = args.untyped(), scales = args.untyped();
-  float* total = args.tensor<float>();
-  const int n_out = args.integer(), branches = args.integer();
+  const Untyped biases = args.untyped("biases"), scales = args.untyped("scales");
+  float* total = args.tensor<float>("total");
+  int n_out, branches, block;
+  args.integers({{"NOUT", &n_out}, {"N_BRANCHES", &branches}, {"BLOCK", &block}});
+  if (!args.complete()) return kInvalidValue;
   with_float(biases.element, [&](auto zero) {
     using T = decltype(zero);
     PCONV_LAUNCH(fold_bias<T>, dim3(ceil_div(n_out, kThreads)), kThreads, 0, stream, as<const T>(biases),
@@ -273,13 +273,15 @@ PCONV_ENTRY(fold_bias) {
 }
 
 PCONV_ENTRY(pack_taps) {
-  Args args(words);
   const dim3 grid = args.grid();
-  const Untyped weights = args.untyped(), scales = args.untyped(), packed = args.untyped();
+  const Untyped weights = args.untyped("weights"), scales = args.untyped("scales");
+  const Untyped packed = args.untyped("packed");
   Folding f;
-  if (!read_folding(args, f)) return kInvalidValue;
-  const int slots = args.integer(), np = args.integer(), kp = args.integer();
-  f.adjoint = args.integer(), f.has_scales = args.integer();
+  read_folding(args, f);
+  int slots, np, kp, block_t, block_k;
+  args.integers({{"SLOTS", &slots}, {"NP", &np}, {"KP", &kp}, {"ADJOINT", &f.adjoint}});
+  args.integers({{"HAS_SCALES", &f.has_scales}, {"BT", &block_t}, {"BK", &block_k}});
+  if (!args.complete()) return kInvalidValue;
   int taps = 0;
   for (int i = 0; i < f.n_phases; ++i) taps = std::max(taps, f.phases[i].kh * f.phases[i].kw);
   const dim3 blocks(ceil_div(np, 1 << log_rows(taps)), ceil_div(kp, kColumns), grid.z);
@@ -292,16 +294,17 @@ PCONV_ENTRY(pack_taps) {
 }
 
 PCONV_ENTRY(pack_rows) {
-  Args args(words);
   const dim3 grid = args.grid();
-  const Untyped weights = args.untyped(), scales = args.untyped(), packed = args.untyped();
+  const Untyped weights = args.untyped("weights"), scales = args.untyped("scales");
+  const Untyped packed = args.untyped("packed");
   Folding f;
-  if (!read_folding(args, f)) return kInvalidValue;
-  const std::vector<int> first_y = read_tuple(args), first_x = read_tuple(args);
+  read_folding(args, f);
+  const std::vector<int> first_y = args.tuple("FIRST_Y"), first_x = args.tuple("FIRST_X");
   RowLayout to;
-  for (int* item : {&to.step_y, &to.step_x, &to.ny, &to.nx, &to.channels, &to.np, &to.kp})
-    *item = args.integer();
-  f.adjoint = args.integer(), f.has_scales = args.integer(), to.block_rows = args.integer();
+  args.integers({{"STEP_Y", &to.step_y}, {"STEP_X", &to.step_x}, {"NY", &to.ny}, {"NX", &to.nx}});
+  args.integers({{"ROW_CHANNELS", &to.channels}, {"NP", &to.np}, {"KP", &to.kp}, {"ADJOINT", &f.adjoint}});
+  args.integers({{"HAS_SCALES", &f.has_scales}, {"BR", &to.block_rows}});
+  if (!args.complete() || first_y.empty() || first_x.empty()) return kInvalidValue;
   const int per_segment = to.ny * f.n_phases, segments = grid.y / per_segment, wide = first_x.size();
   for (int s0 = 0; s0 < segments; s0 += Origins::kMost) {
     const int n = std::min(segments - s0, Origins::kMost);
@@ -320,35 +323,39 @@ PCONV_ENTRY(pack_rows) {
 }
 
 PCONV_ENTRY(fold_low) {
-  Args args(words);
   const dim3 grid = args.grid();
-  const Untyped weight = args.untyped(), folded_low = args.untyped();
-  const int c_low = args.integer(), stride_out = args.integer(), k = args.integer(), cut_h = args.integer(),
-            cut_w = args.integer();
-  const bool adjoint = args.integer();
-  const int slots = args.integer();
+  const Untyped weight = args.untyped("weight"), folded_low = args.untyped("folded_low");
+  int c_low, stride_out, k, cut_h, cut_w, adjoint, slots, block_c, block_t;
+  args.integers({{"C_LOW", &c_low}, {"stride_out", &stride_out}, {"K", &k}, {"CUT_H", &cut_h}});
+  args.integers({{"CUT_W", &cut_w}, {"ADJOINT", &adjoint}, {"SLOTS", &slots}, {"BC", &block_c}});
+  args.integers({{"BT", &block_t}});
+  if (!args.complete()) return kInvalidValue;
   const dim3 blocks(grid.x, ceil_div(c_low * slots, kThreads), grid.z);
   with_float(weight.element, [&](auto zero) {
     using T = decltype(zero);
     PCONV_LAUNCH(fold_low<T>, blocks, kThreads, 0, stream, as<const T>(weight), as<T>(folded_low), c_low,
-                 stride_out, k, cut_h, cut_w, adjoint);
+                 stride_out, k, cut_h, cut_w, adjoint != 0);
   });
   return pconv_launched();
 }
 
 PCONV_ENTRY(finish) {
-  Args args(words);
   const dim3 grid = args.grid();
   Finish a;
-  a.partial = args.tensor<float>();
-  const Untyped weight = args.untyped(), scales = args.untyped(), grad = args.untyped();
-  a.products = args.tensor<float>();
-  a.parts = args.integer(), a.stride_out = args.integer(), a.blocks_f = args.integer();
-  a.unscale = args.real();
-  for (int* item :
-       {&a.n_out, &a.c_in, &a.kh, &a.kw, &a.oy, &a.ox, &a.window_w, &a.own, &a.slots, &a.cp, &a.grad_pitch,
-        &a.row_channels, &a.scale_row, &a.has_scales, &a.low, &a.segments, &a.cut_h, &a.cut_w})
-    *item = args.integer();
+  a.partial = args.tensor<float>("partial");
+  const Untyped weight = args.untyped("weight"), scales = args.untyped("scales");
+  const Untyped grad = args.untyped("grad");
+  a.products = args.tensor<float>("scale_grad");
+  args.integers({{"splits", &a.parts}, {"stride_out", &a.stride_out}, {"blocks_f", &a.blocks_f}});
+  a.unscale = args.real("unscale");
+  int block_o, block_f;
+  args.integers({{"NOUT", &a.n_out}, {"CIN", &a.c_in}, {"KH", &a.kh}, {"KW", &a.kw}, {"OY", &a.oy}});
+  args.integers({{"OX", &a.ox}, {"WINDOW_W", &a.window_w}, {"OWN", &a.own}, {"SLOTS", &a.slots}});
+  args.integers({{"CP", &a.cp}, {"GRAD_PITCH", &a.grad_pitch}, {"ROW_CHANNELS", &a.row_channels}});
+  args.integers({{"SCALE_ROW", &a.scale_row}, {"HAS_SCALES", &a.has_scales}, {"LOW", &a.low}});
+  args.integers({{"SEGMENTS", &a.segments}, {"CUT_H", &a.cut_h}, {"CUT_W", &a.cut_w}});
+  args.integers({{"BO", &block_o}, {"BF", &block_f}});
+  if (!args.complete() || block_f != kPairs) return kInvalidValue;
   with_float(grad.element, [&](auto zero) {
     using T = decltype(zero);
     PCONV_LAUNCH(finish<T>, dim3(grid.x, ceil_div(a.n_out, kOutputs)), kFinishThreads,

@@ -1,13 +1,10 @@
 // What weights.cu computes with: tables of the branches that are folded, and the low-resolution taps of a
 // decoder stage.
 #pragma once
-#include <vector>
-
-#include "device.h"
+#include "arguments.h"
+#include "limits.h"
 
 namespace pconv {
-
-constexpr int kMaxBranches = 32;  // more are refused, as what a launch takes has to fit 4 KB
 
 struct Branch {
   int kh, kw, oy, ox, row, offset;  // row: of scales; offset: in the weights
@@ -18,36 +15,18 @@ struct Phase {
 
 // Everything about the weights but where they are.
 struct Folding {
-  Branch branches[kMaxBranches];
-  Phase phases[kMaxBranches + 1];
+  Branch branches[kMostBranches];
+  Phase phases[kMostPasses];
   int n_branches, n_phases, n_out, c_in, stride_out, has_scales, adjoint;
   int64_t slab_stride;
 };
 
-// Reads a tuple of tuples of ints into `rows` and its length into `n`; false if there are more than `most`.
-template <class Row>
-bool read_rows(Args& args, Row* rows, int most, int& n) {
-  n = args.integer();
-  for (int i = 0; i < n; ++i) {
-    int row[sizeof(Row) / sizeof(int)];
-    for (int& item : row) item = args.integer();
-    if (i < most) memcpy(&rows[i], row, sizeof row);
-  }
-  return n <= most;
-}
-
-inline std::vector<int> read_tuple(Args& args) {
-  std::vector<int> items(args.integer());
-  for (int& item : items) item = args.integer();
-  return items;
-}
-
-// NOUT CIN KERNELS PHASES, after stride_out and slab_stride.
-inline bool read_folding(Args& args, Folding& f) {
-  f.stride_out = args.integer(), f.slab_stride = args.wide();
-  f.n_out = args.integer(), f.c_in = args.integer();
-  const bool fits = read_rows(args, f.branches, kMaxBranches, f.n_branches);
-  return read_rows(args, f.phases, kMaxBranches + 1, f.n_phases) && fits;
+// stride_out, slab_stride, NOUT, CIN, BRANCHES and PASSES.
+inline void read_folding(Args& args, Folding& f) {
+  f.stride_out = args.integer("stride_out"), f.slab_stride = args.wide("slab_stride");
+  args.integers({{"NOUT", &f.n_out}, {"CIN", &f.c_in}});
+  f.n_branches = args.rows<6>("BRANCHES", f.branches, kMostBranches);
+  f.n_phases = args.rows<7>("PASSES", f.phases, kMostPasses);
 }
 
 // V_b = scales_b * W_b of branch `k` at tap (y, x) of the common window; 0 outside it and unless `ok`. Reads

@@ -1,4 +1,4 @@
-// The matrix kernel of the gradient of the weights, twin of kernels/wgrad.py: for each tap, x under it
+// The matrix kernel of the gradient of the weights, twin of kernels/triton/wgrad.py: for each tap, x under it
 // transposed times the gradient, summed over the pixels p of a split:
 //
 //   partial[split, segment, slot, c, n] = sum_p x[corner(p) + tap(slot), c] grads[p, n]
@@ -161,33 +161,27 @@ int copy_bytes(const void* address, int bytes) {
 PCONV_ENTRY(tap_matmul) {
   using namespace pconv;
   using namespace pconv::wgrad;
-  Args args(words);
   const dim3 grid = args.grid();
   Problem p;
-  const Untyped x = args.untyped();
+  const Untyped x = args.untyped("x");
+  p.grads = args.tensor<const char>("grads");
+  p.ints = args.tensor<const int>("ints");
+  p.words = args.tensor<const int64_t>("words");
+  p.limits = args.tensor<const int>("limits");
+  p.partial = args.tensor<float>("partial");
+  p.entries = args.wide("entries"), p.capacity = args.wide("capacity");
+  p.copy_stride = args.wide("copy_stride");
+  int bm, bn, stages;
+  args.integers({{"tap_y", &p.tap_y}, {"tap_x", &p.tap_x}, {"splits", &p.splits}, {"C", &p.channels}});
+  args.integers({{"PITCH", &p.pitch}, {"CP", &p.cp}, {"GRAD_PITCH", &p.grad_pitch}});
+  p.phase_count = args.rows<7>("PASSES", p.phases, kMostPasses);
+  args.integers({{"SLOTS", &p.slots}, {"NX", &p.nx}, {"ROW_CHANNELS", &p.row_channels}});
+  args.integers({{"SOURCE", &p.source}, {"WORDS", &p.window_words}, {"WORD0", &p.word0}});
+  args.integers({{"SEGMENTS", &p.segments}, {"SHARED", &p.shared}, {"BC", &p.block_c}, {"BM", &bm}});
+  args.integers({{"BN", &bn}, {"BP", &p.block_p}, {"STAGES", &stages}});
+  const int precision = args.precision("PRECISION"), item = x.element == kFloat32 ? 4 : 2;
+  if (!args.complete()) return kInvalidValue;
   p.x = static_cast<const char*>(x.data);
-  p.grads = args.tensor<const char>();
-  p.ints = args.tensor<const int>();
-  p.words = args.tensor<const int64_t>();
-  p.limits = args.tensor<const int>();
-  p.partial = args.tensor<float>();
-  p.entries = args.wide(), p.capacity = args.wide(), p.copy_stride = args.wide();
-  p.tap_y = args.integer(), p.tap_x = args.integer(), p.splits = args.integer();
-  p.channels = args.integer(), p.pitch = args.integer(), p.cp = args.integer(), p.grad_pitch = args.integer();
-  p.phase_count = args.integer();
-  if (p.phase_count > kMaxPhases) return kInvalidValue;
-  for (int i = 0; i < p.phase_count; ++i) {
-    Phase& phase = p.phases[i];
-    for (int* item : {&phase.high, &phase.wide, &phase.oy, &phase.ox, &phase.slot, &phase.copy, &phase.kind})
-      *item = args.integer();
-  }
-  p.slots = args.integer(), p.nx = args.integer(), p.row_channels = args.integer(), p.source = args.integer();
-  p.window_words = args.integer(), p.word0 = args.integer(), p.segments = args.integer();
-  p.shared = args.integer(), p.block_c = args.integer();
-  const int bm = args.integer(), bn = args.integer();
-  p.block_p = args.integer();
-  args.integer();  // stages
-  const int precision = args.integer(), item = x.element == kFloat32 ? 4 : 2;
   p.x_bytes = copy_bytes(p.x, (p.row_channels ? p.row_channels : p.pitch) * item);
   p.grad_bytes = copy_bytes(p.grads, p.grad_pitch * item);
   if (x.element == kFloat16) return launch_tile<Half>(p, bm, bn, grid, stream);

@@ -1,12 +1,13 @@
 // What brings the operands of wgrad.cu into shared memory: the problem, its division into tiles and steps,
 // and the copies of the row list's entries and of the rows gathered by them.
 #pragma once
+#include "arguments.h"
+#include "limits.h"
 #include "matrix.h"
 
 namespace pconv::wgrad {
 
 constexpr int kStages = 4;
-constexpr int kMaxPhases = 32;
 
 struct alignas(8) Pair {
   float v[2];
@@ -19,7 +20,7 @@ struct Phase {
   int kind;  // pixels it takes: 0 plain, 1 mixed, 2 both
 };
 
-// As in wgrad.py, under the same names.
+// As in kernels/triton/wgrad.py, under the same names.
 struct Problem {
   const char* x;
   const char* grads;
@@ -32,7 +33,7 @@ struct Problem {
   int channels, pitch, cp, grad_pitch, slots, nx, row_channels, source, window_words, word0, segments, shared;
   int block_c, block_p;  // block_p: splits begin at multiples of it, a multiple of a step
   int phase_count;
-  Phase phases[kMaxPhases];
+  Phase phases[kMostPasses];
   int x_bytes, grad_bytes;  // of one copy, as rows are aligned: 16, 8, 4 or 2, of the gradient 16 or 8
 };
 

@@ -1,5 +1,5 @@
-// What the windows kernels (rows.cu, after kernels/rows.py) compute for one pixel: where it lies, which taps
-// of its window are inside and valid, as bits. For host and device.
+// What the windows kernels (rows.cu, after kernels/triton/rows.py) compute for one pixel: where it lies,
+// which taps of its window are inside and valid, as bits. For host and device.
 #pragma once
 #include "../pixel.h"
 #include "device.h"

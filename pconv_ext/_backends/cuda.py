@@ -16,8 +16,6 @@ from .backend import Backend
 
 LIBRARY = Path(__file__).parents[1] / "libpconv_cuda.so"
 
-_MAX_KERNELS, _MAX_STRIDE = 31, 128  # of the tables in csrc/cuda/gather_feed.h
-
 #: Why the backend is not available in this process, as far as can be told without looking for a GPU.
 REASON = "" if LIBRARY.is_file() else f"{LIBRARY} is not there, since pconv_ext was built without nvcc"
 
@@ -33,10 +31,11 @@ def reason() -> str:
 
 def refusal(call: Call) -> str:
     """Why the kernels cannot compute `call`: as `gpu.refusal`, and what only these cannot."""
-    if len(call.weights) > _MAX_KERNELS:
-        return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(call.weights)}"
-    if max(call.geometry.stride) > _MAX_STRIDE:
-        return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(call.geometry.stride)}"
+    most = _limits()
+    if len(call.weights) > most.branches:
+        return f"it takes at most {most.branches} kernels, weights has {len(call.weights)}"
+    if max(call.geometry.stride) > most.stride:
+        return f"it takes strides of at most {most.stride}, stride is {list(call.geometry.stride)}"
     return gpu.refusal(call) or (_device_refusal(call.like.device.index) if call.like.is_cuda else "")
 
 
@@ -47,9 +46,9 @@ def _device_refusal(index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _build() -> tuple[str, int, int]:
-    from ..kernels import cuda
+    from ..kernels.cuda import library
 
-    return cuda.build_of(LIBRARY)
+    return library.build_of(LIBRARY)
 
 
 def library_build() -> str:
@@ -92,13 +91,20 @@ def _version(number: int) -> str:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    from ..kernels import cuda
+    from ..kernels.cuda import library
 
-    return cuda.load(LIBRARY)
+    return library.load(LIBRARY)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _limits() -> Any:
+    from ..kernels.cuda import library
+
+    return library.limits(_kernels())
 
 
 def _using() -> AbstractContextManager[None]:
-    from ..kernels import kernel_set
+    from ..kernels.host import kernel_set
 
     return kernel_set.using(_kernels())
 

@@ -32,13 +32,13 @@ def reason() -> str:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    from ..kernels import kernel_set
+    from ..kernels.host import kernel_set
 
     return kernel_set.triton()
 
 
 def _using() -> AbstractContextManager[None]:
-    from ..kernels import kernel_set
+    from ..kernels.host import kernel_set
 
     return kernel_set.using(_kernels())
 

@@ -27,11 +27,13 @@ def test_a_list_of_many_blocks(cuda_kernels):
     )
     limits = torch.empty(segments, 3, dtype=torch.int32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    given = [tensor.to(device) for tensor in (state, ints, words, counts, rows, bits, limits)]
+    entries = {"entry_state": state, "entry_ints": ints, "entry_words": words, "counts": counts}
+    given = entries | {"ints": rows, "words": bits, "limits": limits}
+    given = {name: tensor.to(device) for name, tensor in given.items()}
     cuda_kernels.compact[(n_blocks, segments)](
-        *given, q, n_blocks, capacity, INTS=2, WORDS=1, PAD=pad, BLOCK=block
-    )  # fmt: skip
-    rows, bits, limits = (tensor.cpu() for tensor in given[4:])
+        **given, Q=q, n_blocks=n_blocks, capacity=capacity, INTS=2, WORDS=1, PAD=pad, BLOCK=block
+    )
+    rows, bits, limits = (given[name].cpu() for name in ("ints", "words", "limits"))
     for segment in range(segments):
         start = 0
         for c in range(3):
@@ -78,13 +80,21 @@ def test_what_the_library_was_built_for():
     assert _backends.cuda.unsupported(architectures, toolkit, toolkit, (9, 0)) == ""
 
 
+def compact_arguments(tensor, **changed):
+    """Those of a launch of `compact`."""
+    tensors = ("entry_state", "entry_ints", "entry_words", "counts", "ints", "words", "limits")
+    sizes = {"Q": 0, "n_blocks": 1, "capacity": 0, "INTS": 1, "WORDS": 1, "PAD": 1, "BLOCK": 32}
+    return dict.fromkeys(tensors, tensor) | sizes | changed
+
+
 def test_a_launch_that_fails_says_why(cuda_kernels):
     first = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(RuntimeError, match=r"kernel compact was not launched: error 1, \w+"):
-        cuda_kernels.compact[(1, 1)](*[first] * 7, 0, 1, 0, INTS=99, WORDS=1, PAD=1, BLOCK=32)
+        cuda_kernels.compact[(1, 1)](**compact_arguments(first, INTS=99))
 
 
-def test_refusals():
+def test_refusals(cuda_kernels, monkeypatch):
+    monkeypatch.setattr(_backends.cuda, "_kernels", lambda: cuda_kernels)
     weight = torch.zeros(2, 3, 1, 1)
     x = torch.zeros(1, 3, 4, 4)
     conv = Call("partial_conv2d", (Source(x, None),), [weight], [], None, centred(1, [129, 1]))

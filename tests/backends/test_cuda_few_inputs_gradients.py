@@ -5,7 +5,7 @@ test_gpu_kernels.py runs it too, wherever a test asks for no gradient of x with 
 
 import pytest
 import torch
-from pconv_ext.kernels import few_inputs_gradients, plan
+from pconv_ext.kernels.host.taps import branches
 from support import few_channels
 from support.cases import (
     DEVICE_OF,
@@ -206,19 +206,29 @@ def test_more_that_it_leaves_to_the_general_kernels(counted):
 
 @pytest.mark.parametrize("sizes", [(3, 5, 7), (1, 3, 5, 7), (7,), (1,), (1, 3, 5), (8, 4)], ids=str)
 @pytest.mark.parametrize("cp", [16, 32, 64])
-def test_jobs_cover_every_row_once(sizes, cp):
-    parts = plan.branches([(k, k) for k in sizes], 4, 3)
-    merged, own = few_inputs_gradients.sections(parts, cp)
-    for section, branches in ((merged, [len(parts) - 1]), (own, range(len(parts)) if len(parts) > 1 else [])):
+def test_jobs_cover_every_row_once(sizes, cp, counted):
+    parts = branches([(k, k) for k in sizes], 12)
+    strides = dict.fromkeys(("x_n", "x_c", "x_h", "x_w", "mask_n", "mask_h", "mask_w"), 1)
+    numbers = {"N": 1, "C": 3, "H": 9, "W": 9, "NOUT": 4, "HO": 9, "WO": 9, "TOP": 0, "LEFT": 0}
+    numbers |= dict.fromkeys(("SH", "SW", "DH", "DW"), 1) | {"ROW_CHANNELS": 4, "CP": cp}
+    windows = tuple(part.window for part in parts)
+    plan = counted.plan(ITEM=4, **strides, **numbers, WINDOWS=windows, PROCESSORS=1)
+    assert plan.fits
+    several = range(len(parts)) if len(parts) > 1 else []
+    groups, jobs = list(plan.groups), list(plan.jobs)
+    for section, chosen in enumerate(([len(parts) - 1], several)):
         found = []
-        for i, job in enumerate(section.jobs):
-            if job.slot >= 0:
-                branch = section.groups[i // 8][job.copy]
-                found.append((job.slot, job.first, branch, job.row))
+        count = plan.sections[section]
+        for i, (copy, row, first, slot) in enumerate(jobs[: 8 * count]):
+            if slot >= 0:
+                found.append((slot, first, groups[i // 8][copy], row))
+        groups, jobs = groups[count:], jobs[8 * count :]
         slot, wanted = 0, []
-        for b in branches:
+        for b in chosen:
             for y in range(parts[b].kh):
                 wanted += [(slot, first, b, parts[b].oy + y) for first in range(0, cp, 32)]
                 slot += 1
         assert sorted(found) == wanted
-        assert section.slots == slot
+        assert plan.slots[section] == slot
+    assert not groups
+    assert not jobs

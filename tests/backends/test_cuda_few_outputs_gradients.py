@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from pconv_ext.kernels import kernel_set, operators
+from pconv_ext.kernels import operators
+from pconv_ext.kernels.host import kernel_set
 from support.cases import (
     DEVICE_OF,
     LAYOUTS,
@@ -21,6 +22,8 @@ from support.tolerances import GPU_TOLERANCES, TF32
 
 import pconv_ext
 from pconv_ext import _backends, reference
+from pconv_ext._geometry import Geometry, centred
+from pconv_ext.ops.call import Call, Needs, Source
 
 pytestmark = [*deep_without_gpu]
 
@@ -67,16 +70,16 @@ def run(kernels, operator, args, grad_layout="contiguous", needs=None):
     if grad_layout != "expanded":
         rubbish(grad, dead)
     needs = [True] * len(wanted) if needs is None else needs
-    given = [value for name in names for value in (args[name], masks[name])]
-    options = [needs]
-    if operator == "partial_conv2d":
-        padding = args.get("padding", 0)
-        top, left = (padding, padding) if isinstance(padding, int) else padding
-        two = [args.get(name, 1) for name in ("stride", "dilation")]
-        stride, dilation = ([v, v] if isinstance(v, int) else list(v) for v in two)
-        options = [stride, [top, top, left, left], dilation, 1, needs]
+    padding = args.get("padding", args["weight"].shape[2] // 2 if "skip" in args else 0)
+    top, left = (padding, padding) if isinstance(padding, int) else padding
+    two = [args.get(name, 1) for name in ("stride", "dilation")]
+    stride, dilation = ([v, v] if isinstance(v, int) else list(v) for v in two)
+    sources = tuple(Source(args[name], masks[name], name == "x_low") for name in names)
+    geometry = Geometry(stride, [top, top, left, left], dilation, 1)
+    call = Call(operator, sources, [args["weight"]], [], None, geometry)
     with kernel_set.using(kernels):
-        actual = getattr(operators, f"{operator}_backward")(grad, *given, args["weight"], *options)
+        found = operators.backward(call, grad, Needs(needs[: len(names)], *needs[len(names) :]))
+    actual = [*found.sources, *(found.weights or [None]), *(found.biases or [None])]
     return [pair if need else None for need, *pair in zip(needs, actual, wanted, strict=True)], masks
 
 
@@ -194,20 +197,12 @@ def test_large_gradients_in_float16(kernels):
     args = upcat_case((1, 62, 5, 6), 2, (10, 12), 3, masks=("sparse", "sparse"), dtype=torch.float16)
     args["weight"] *= 1e-3
     grad = torch.full((1, 3, 10, 12), 3e4, dtype=torch.float16, device=args["weight"].device)
+    sources = (Source(args["x_low"], args["mask_low"], True), Source(args["skip"], args["mask_skip"]))
+    call = Call("upcat_partial_conv2d", sources, [args["weight"]], [], None, centred(3, [1, 1]))
+    needs = Needs([True] * 2, True, True)
     with kernel_set.using(kernels):
-        grads = [
-            operators.upcat_partial_conv2d_backward(
-                g,
-                args["x_low"],
-                args["mask_low"],
-                args["skip"],
-                args["mask_skip"],
-                args["weight"],
-                [True] * 4,
-            )
-            for g in (grad, grad / 1024)
-        ]
-    for large, small in zip(*(pair[:2] for pair in grads), strict=True):
+        grads = [operators.backward(call, g, needs).sources for g in (grad, grad / 1024)]
+    for large, small in zip(*grads, strict=True):
         assert large.isfinite().all()
         torch.testing.assert_close(large / 1024, small, rtol=1e-2, atol=1e-3)
 

@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 import torch
-from pconv_ext.kernels import launch, tuning
+from pconv_ext.kernels import tuning
+from pconv_ext.kernels.host import devices
 from support import arguments
 from support.cases import (
     DEVICE_OF,
@@ -251,7 +252,7 @@ def test_every_configuration(kernels, dtype, monkeypatch):
 
     Of CUDA's, those of the precision that is computed in: the kernels are compiled for no others.
     """
-    precisions = ("ieee", "tf32") if kernels == "triton" else (launch.precision(dtype),)
+    precisions = ("ieee", "tf32") if kernels == "triton" else (devices.precision(dtype),)
     gather = {
         tuning.gather_blocks(rows, n, dtype, capability, precision)
         for capability in (80, 90)

@@ -145,6 +145,7 @@ LAUNCHES = {
     "too many blocks": ("", "dim3(1, 65536), dim3(64), 4096", TOO_MUCH),
 }
 KERNEL = """
+#include "arguments.h"
 #include "matrix.h"
 namespace pconv {{
 __global__ void kernel{i}(uint32_t* g) {{
@@ -155,8 +156,8 @@ __global__ void kernel{i}(uint32_t* g) {{
 }}
 }}
 PCONV_ENTRY(run{i}) {{
-  pconv::Args args(words);
-  uint32_t* g = args.tensor<uint32_t>();
+  uint32_t* g = args.tensor<uint32_t>("g");
+  if (!args.complete()) return pconv::kInvalidValue;
   {before}
   PCONV_LAUNCH(pconv::kernel{i}, {launch}, stream, g);
   return pconv_launched();
@@ -192,7 +193,7 @@ def test_findings(name, finding, library, capfd):
     memory = (ctypes.c_uint32 * 1032)()
     first = ctypes.addressof(memory) + 15 & ~15
     emulated_cuda.tell_extents(library, [(first, first + 4096)])
-    words = (ctypes.c_int64 * 2)(first, 6)
+    words = (ctypes.c_int64 * 3)(3, first, 6)
     error = getattr(library, f"pconv_run{[*KERNELS].index(name)}")(words, None)
     said = capfd.readouterr().err.splitlines()
     if finding:
@@ -207,7 +208,7 @@ def test_the_tensors_of_a_launch(library):
     """Of several, one inside another; none after them."""
     memory = (ctypes.c_uint32 * 2048)()
     first = ctypes.addressof(memory) + 15 & ~15
-    words = (ctypes.c_int64 * 2)(first, 6)
+    words = (ctypes.c_int64 * 3)(3, first, 6)
     reads = getattr(library, f"pconv_run{[*KERNELS].index('the last words')}")
     whole, inner, half = (first, first + 4096), (first + 8, first + 16), (first + 2048, first + 4096)
     for extents, clean in (

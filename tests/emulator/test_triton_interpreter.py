@@ -50,21 +50,21 @@ def tensors(sizes, start=0):
 def test_bounds(copy, sizes, n, offset, finding):
     source, target = tensors(sizes)
     if finding is None:
-        copy[(1,)](source, target, n, offset, WIDE=False)
+        copy[(1,)](source=source, target=target, n=n, offset=offset, WIDE=False)
         assert torch.equal(target[:n], source[offset : offset + n])
     else:
         with pytest.raises(Exception, match=finding):
-            copy[(1,)](source, target, n, offset, WIDE=False)
+            copy[(1,)](source=source, target=target, n=n, offset=offset, WIDE=False)
 
 
 @pytest.mark.parametrize("what", ["load", "store"])
 def test_alignment(copy, what):
     even, odd = tensors((16, 16)), tensors((16, 16), start=1)
-    copy[(1,)](*even, 8, 0, WIDE=True)
+    copy[(1,)](source=even[0], target=even[1], n=8, offset=0, WIDE=True)
     assert torch.equal(*even)
     source, target = (odd[0], even[1]) if what == "load" else (even[0], odd[1])
     with pytest.raises(Exception, match=f"copy: a misaligned {what} of 8 elements"):
-        copy[(1,)](source, target, 8, 0, WIDE=True)
+        copy[(1,)](source=source, target=target, n=8, offset=0, WIDE=True)
 
 
 def test_the_packages_kernels_are_checked():

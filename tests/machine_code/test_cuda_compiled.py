@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cuda_machine_code
 import pytest
-from pconv_ext.kernels import cuda
+from pconv_ext.kernels.cuda.library import build_of
 
 pytestmark = pytest.mark.deep
 
@@ -21,7 +21,7 @@ def kernels():
     wheel = os.environ.get("PCONV_EXT_TEST_WHEEL")
     assert wheel, "these tests need a wheel that a pinned compiler has made: make deep"
     library = Path(wheel, "pconv_ext", "libpconv_cuda.so")
-    _, toolkit, _ = cuda.build_of(library)
+    _, toolkit, _ = build_of(library)
     assert toolkit == PINNED, f"what is asserted is true of CUDA {PINNED}, this is {toolkit}"
     return cuda_machine_code.figures(library)
 

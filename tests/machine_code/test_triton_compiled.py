@@ -46,7 +46,7 @@ def matrix(kernels):
 
 
 def test_every_kernel_is_there(kernels):
-    from pconv_ext.kernels import gather, gradients, rows, weights, wgrad
+    from pconv_ext.kernels.triton import gather, gradients, rows, weights, wgrad
 
     entry_points = {
         "gather_matmul", "tap_matmul", "scale_gradient", "compact", "forward_windows", "adjoint_windows",

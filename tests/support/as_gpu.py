@@ -15,7 +15,7 @@ def use(library):
         for name, implementation in zip(operator.names, implementations, strict=True):
             _backends.cuda._library.impl(name, implementation, "CPU")
     real = _backends._BACKENDS["cuda"]
-    _backends._BACKENDS["cuda"] = real._replace(device_type="cpu", reason="")
+    _backends._BACKENDS["cuda"] = real._replace(device_type="cpu", reason="", device_reason=None)
 
     from support import cases
 

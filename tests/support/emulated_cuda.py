@@ -37,22 +37,28 @@ class Counted:
         self.launches += 1
         return self.kernel[grid]
 
+    def __getattr__(self, name):
+        return getattr(self.kernel, name)
+
 
 class Bounded:
     """A kernel in the emulator, which is told the tensors of each launch and so finds accesses outside."""
 
     def __init__(self, kernel):
-        self.kernel, self.library = kernel, kernel.library
+        self.kernel = kernel
 
     def __getitem__(self, grid):
         launch = self.kernel[grid]
 
-        def bounded(*arguments, **constants):
+        def bounded(**arguments):
             with _one_launch:
-                tell_extents(self.library, map(extent, filter(torch.is_tensor, arguments)))
-                launch(*arguments, **constants)
+                tell_extents(self.library, map(extent, filter(torch.is_tensor, arguments.values())))
+                launch(**arguments)
 
         return bounded
+
+    def __getattr__(self, name):
+        return getattr(self.kernel, name)
 
 
 def extent(tensor):
@@ -72,9 +78,9 @@ def tell_extents(library, extents):
 
 def load(library):
     """The kernels of the package in this library of the emulator."""
-    from pconv_ext.kernels import cuda
+    from pconv_ext.kernels.cuda.library import load as load_kernels
 
-    return type(kernels := cuda.load(library))(*map(Bounded, kernels))
+    return type(kernels := load_kernels(library))(*map(Bounded, kernels))
 
 
 def cached(folder):

@@ -41,9 +41,9 @@ class Bounded:
     def __getitem__(self, grid):
         launch = self.kernel[grid]
 
-        def checked(*arguments, **constants):
-            Launch.begin(self.name, filter(torch.is_tensor, arguments))
-            launch(*arguments, **constants)
+        def checked(**arguments):
+            Launch.begin(self.name, filter(torch.is_tensor, arguments.values()))
+            launch(**arguments)
 
         return checked
 

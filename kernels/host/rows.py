@@ -1,46 +1,26 @@
-"""Row lists: buffers that the windows kernels write and the matrix kernels follow, see rows.py."""
+"""Row lists: buffers that the windows kernels write and the matrix kernels follow, see triton/rows.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .kernel_set import current
-from .plan import rounded
-
-
-class Plane(NamedTuple):
-    """A mask as the kernels read it: integers [N, H, W], or nothing."""
-
-    data: Tensor
-    strides: tuple[int, int, int]
-    kind: int  # MASK of rows.valid_at
-
-    @classmethod
-    def of(cls, mask: Tensor | None, like: Tensor) -> Plane:
-        """The plane of `mask` [N or 1, 1, H, W]; `like` lends a pointer where there is none."""
-        if mask is None:
-            return cls(like, (0, 0, 0), 0)
-        data = mask.view(_BITS[mask.element_size()])
-        strides = (0 if mask.shape[0] == 1 else mask.stride(0), mask.stride(2), mask.stride(3))
-        return cls(data, strides, 2 if mask.is_floating_point() else 1)
-
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from .sizes import rounded
 
 
 class Windows(NamedTuple):
     """What a windows kernel leaves for everybody, by output pixel."""
 
     ratio: Tensor  # [branches, P] float32
-    state: Tensor  # [P] int8: class
+    state: Tensor  # [P] int8
 
 
 class RowList(NamedTuple):
-    """Pixels in the order in which a matrix kernel takes them, see rows.py."""
+    """Pixels in the order in which a matrix kernel takes them."""
 
     ints: Tensor
     words: Tensor
@@ -54,12 +34,6 @@ class RowList(NamedTuple):
         return self.segments * self.capacity
 
 
-def empty_mask(shape: tuple[int, ...], mask: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised updated mask in the dtype of `mask`, or else of `like`; and as kernels can store it."""
-    new_mask = torch.empty(shape, dtype=like.dtype if mask is None else mask.dtype, device=like.device)
-    return new_mask, new_mask.view(torch.uint8) if new_mask.dtype == torch.bool else new_mask
-
-
 class Entries(NamedTuple):
     """What a windows kernel writes about every pixel, before it is sorted."""
 
@@ -69,6 +43,17 @@ class Entries(NamedTuple):
     counts: Tensor
     q: int  # entries of a segment
     n_blocks: int
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of every windows kernel."""
+        return {
+            "entry_state": self.state,
+            "entry_ints": self.ints,
+            "entry_words": self.words,
+            "counts": self.counts,
+            "Q": self.q,
+            "n_blocks": self.n_blocks,
+        }
 
 
 def row_list(
@@ -80,7 +65,7 @@ def row_list(
     pad: int,
     fill: Callable[[tuple[int, int], Entries, int], None],
 ) -> RowList:
-    """Sort at most `pixels` pixels of each segment by class.
+    """Sort at most `pixels` pixels of each segment by state.
 
     ``fill(grid, entries, block)`` launches a windows kernel.
     """
@@ -114,7 +99,7 @@ def row_list(
         capacity,
     )
     current().compact[(n_blocks, segments)](
-        *entries[:4], result.ints, result.words, result.limits, q, n_blocks, capacity,
+        **entries.arguments(), ints=result.ints, words=result.words, limits=result.limits, capacity=capacity,
         INTS=ints, WORDS=words, PAD=pad, BLOCK=block,
     )  # fmt: skip
     return result

@@ -1,8 +1,8 @@
 """The matrix kernel of the gradient of the weights: for each tap, x under it transposed times the gradient.
 
 The sum over pixels is split over programs whose results land side by side and are added up, always in the
-same order, by weights.finish. The merged kernel (all taps of the largest) takes the plain pixels, where all
-ratios are one; at mixed pixels each kernel takes the gradient scaled by its own ratio.
+same order, by weights.finish. The merged pass (all taps of the largest window) takes the plain pixels, where
+all ratios are one; at mixed pixels each branch takes the gradient scaled by its own ratio.
 """
 
 import triton
@@ -15,14 +15,14 @@ from .rows import WORD_BITS
 def tap_matmul(
     x, grads, ints, words, limits, partial, entries, capacity, copy_stride, tap_y, tap_x, splits,
     C: tl.constexpr, PITCH: tl.constexpr, CP: tl.constexpr, GRAD_PITCH: tl.constexpr,
-    PHASES: tl.constexpr, SLOTS: tl.constexpr, NX: tl.constexpr, ROW_CHANNELS: tl.constexpr,
+    PASSES: tl.constexpr, SLOTS: tl.constexpr, NX: tl.constexpr, ROW_CHANNELS: tl.constexpr,
     SOURCE: tl.constexpr, WORDS: tl.constexpr, WORD0: tl.constexpr, SEGMENTS: tl.constexpr,
     SHARED: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial [splits, segments of the sums, SLOTS, CP, GRAD_PITCH] float32.
 
-    PHASES: (taps high, taps wide, oy, ox, first slot, copy of the gradient, kind of pixels: 0 plain, 1
+    PASSES: (taps high, taps wide, oy, ox, first slot, copy of the gradient, kind of pixels: 0 plain, 1
     mixed, 2 both); a slot is one tap of C channels or, with ROW_CHANNELS, one row of taps of CP = columns x
     ROW_CHANNELS. A tile of BM takes BM / BC slots. SHARED: the segments have the same taps and are summed;
     else each has sums of its own.
@@ -51,17 +51,17 @@ def tap_matmul(
     kind = 0 * group
     begin = 0 * group
     groups = 0
-    for j in tl.static_range(len(PHASES)):
+    for j in tl.static_range(len(PASSES)):
         mine = group >= groups
-        kh = tl.where(mine, PHASES[j][0], kh)
-        kw = tl.where(mine, PHASES[j][1], kw)
-        oy = tl.where(mine, PHASES[j][2], oy)
-        ox = tl.where(mine, PHASES[j][3], ox)
-        slot0 = tl.where(mine, PHASES[j][4], slot0)
-        copy = tl.where(mine, PHASES[j][5], copy)
-        kind = tl.where(mine, PHASES[j][6], kind)
+        kh = tl.where(mine, PASSES[j][0], kh)
+        kw = tl.where(mine, PASSES[j][1], kw)
+        oy = tl.where(mine, PASSES[j][2], oy)
+        ox = tl.where(mine, PASSES[j][3], ox)
+        slot0 = tl.where(mine, PASSES[j][4], slot0)
+        copy = tl.where(mine, PASSES[j][5], copy)
+        kind = tl.where(mine, PASSES[j][6], kind)
         begin = tl.where(mine, groups, begin)
-        groups += (PHASES[j][0] * PHASES[j][1] + TAPS - 1) // TAPS
+        groups += (PASSES[j][0] * PASSES[j][1] + TAPS - 1) // TAPS
     m = tl.arange(0, BM)
     tap = (group - begin) * TAPS
     if TAPS > 1:

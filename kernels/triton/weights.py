@@ -1,6 +1,6 @@
 """Weights: folded and laid out for the matrix kernels, and their gradients taken out of the partial sums.
 
-Folding: V_b = scales_b * W_b, and the merged kernel is the sum of all V_b around their common centre. The
+Folding: V_b = scales_b * W_b, and the merged weights are the sum of all V_b around their common centre. The
 layout is [slot, rows, columns] with the summed channels last (what tensor cores want in tf32), rows and
 columns filled up with zeros to whole blocks. A slot is a tap or, for few channels, a row of taps
 (ROW_CHANNELS > 0, see gather.py).
@@ -15,42 +15,42 @@ from .rows import pick
 @triton.jit
 def folded(
     weights, scales, w_out, w_in, window_y, window_x, ok, branch_lo, branch_hi, stride_out,
-    NOUT: tl.constexpr, KERNELS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    NOUT: tl.constexpr, BRANCHES: tl.constexpr, HAS_SCALES: tl.constexpr,
 ):  # fmt: skip
     """Sum of the V_b of branches branch_lo to branch_hi at a tap of the common window, in float32.
 
-    KERNELS: (kh, kw, oy, ox, row of scales, offset in `weights`) of each branch; W_b lies [C_out, C_in, kh,
+    BRANCHES: (kh, kw, oy, ox, row of scales, offset in `weights`) of each branch; W_b lies [C_out, C_in, kh,
     kw] with `stride_out` input channels to an output channel.
     """
     value = tl.zeros(ok.shape, tl.float32)
-    for b in tl.static_range(len(KERNELS)):
-        ty = window_y - KERNELS[b][2]
-        tx = window_x - KERNELS[b][3]
+    for b in tl.static_range(len(BRANCHES)):
+        ty = window_y - BRANCHES[b][2]
+        tx = window_x - BRANCHES[b][3]
         mine = (
             ok
             & (ty >= 0)
-            & (ty < KERNELS[b][0])
+            & (ty < BRANCHES[b][0])
             & (tx >= 0)
-            & (tx < KERNELS[b][1])
+            & (tx < BRANCHES[b][1])
             & (b >= branch_lo)
             & (b < branch_hi)
         )
-        at = (w_out * stride_out + w_in).to(tl.int64) * (KERNELS[b][0] * KERNELS[b][1]) + (
-            ty * KERNELS[b][1] + tx
+        at = (w_out * stride_out + w_in).to(tl.int64) * (BRANCHES[b][0] * BRANCHES[b][1]) + (
+            ty * BRANCHES[b][1] + tx
         )
-        w = tl.load(weights + KERNELS[b][5] + at, mask=mine, other=0.0).to(tl.float32)
+        w = tl.load(weights + BRANCHES[b][5] + at, mask=mine, other=0.0).to(tl.float32)
         if HAS_SCALES:
-            w *= tl.load(scales + KERNELS[b][4] * NOUT + w_out, mask=w_out < NOUT, other=0.0).to(tl.float32)
+            w *= tl.load(scales + BRANCHES[b][4] * NOUT + w_out, mask=w_out < NOUT, other=0.0).to(tl.float32)
         value += w
     return value
 
 
 @triton.jit
-def fold_bias(biases, scales, total, NOUT: tl.constexpr, BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
-    """total [NOUT] float32: sum over branches of scales * biases, both [BRANCHES, NOUT]."""
+def fold_bias(biases, scales, total, NOUT: tl.constexpr, N_BRANCHES: tl.constexpr, BLOCK: tl.constexpr):
+    """total [NOUT] float32: sum over branches of scales * biases, both [N_BRANCHES, NOUT]."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.zeros([BLOCK], tl.float32)
-    for b in tl.static_range(BRANCHES):
+    for b in tl.static_range(N_BRANCHES):
         bias = tl.load(biases + b * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
         value += bias * tl.load(scales + b * NOUT + n, mask=n < NOUT, other=0.0).to(tl.float32)
     tl.store(total + n, value, mask=n < NOUT)
@@ -59,35 +59,35 @@ def fold_bias(biases, scales, total, NOUT: tl.constexpr, BRANCHES: tl.constexpr,
 @triton.jit
 def pack_taps(
     weights, scales, packed, stride_out, slab_stride,
-    NOUT: tl.constexpr, CIN: tl.constexpr, KERNELS: tl.constexpr, PHASES: tl.constexpr, SLOTS: tl.constexpr,
+    NOUT: tl.constexpr, CIN: tl.constexpr, BRANCHES: tl.constexpr, PASSES: tl.constexpr, SLOTS: tl.constexpr,
     NP: tl.constexpr, KP: tl.constexpr, ADJOINT: tl.constexpr, HAS_SCALES: tl.constexpr,
     BT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """packed [slabs, SLOTS, NP, KP]; rows are output channels, with ADJOINT input channels.
 
-    PHASES: (kh, kw, oy, ox, first slot, branch_lo, branch_hi). Grid: rows, blocks of BK columns, slabs x
-    phases.
+    PASSES: (kh, kw, oy, ox, first slot, branch_lo, branch_hi). Grid: rows, blocks of BK columns, slabs x
+    passes.
     """
     row = tl.program_id(0)
     k = (tl.program_id(1) * BK + tl.arange(0, BK))[:, None]
-    phase = tl.program_id(2) % len(PHASES)
-    slab = tl.program_id(2) // len(PHASES)
+    pass_ = tl.program_id(2) % len(PASSES)
+    slab = tl.program_id(2) // len(PASSES)
     t = tl.arange(0, BT)[None, :]
-    kh = 0 * phase
-    kw = 0 * phase
-    oy = 0 * phase
-    ox = 0 * phase
-    slot0 = 0 * phase
-    branch_lo = 0 * phase
-    branch_hi = 0 * phase
-    for j in tl.static_range(len(PHASES)):
-        kh = tl.where(phase == j, PHASES[j][0], kh)
-        kw = tl.where(phase == j, PHASES[j][1], kw)
-        oy = tl.where(phase == j, PHASES[j][2], oy)
-        ox = tl.where(phase == j, PHASES[j][3], ox)
-        slot0 = tl.where(phase == j, PHASES[j][4], slot0)
-        branch_lo = tl.where(phase == j, PHASES[j][5], branch_lo)
-        branch_hi = tl.where(phase == j, PHASES[j][6], branch_hi)
+    kh = 0 * pass_
+    kw = 0 * pass_
+    oy = 0 * pass_
+    ox = 0 * pass_
+    slot0 = 0 * pass_
+    branch_lo = 0 * pass_
+    branch_hi = 0 * pass_
+    for j in tl.static_range(len(PASSES)):
+        kh = tl.where(pass_ == j, PASSES[j][0], kh)
+        kw = tl.where(pass_ == j, PASSES[j][1], kw)
+        oy = tl.where(pass_ == j, PASSES[j][2], oy)
+        ox = tl.where(pass_ == j, PASSES[j][3], ox)
+        slot0 = tl.where(pass_ == j, PASSES[j][4], slot0)
+        branch_lo = tl.where(pass_ == j, PASSES[j][5], branch_lo)
+        branch_hi = tl.where(pass_ == j, PASSES[j][6], branch_hi)
     if ADJOINT:
         w_out = k
         w_in = row
@@ -98,7 +98,7 @@ def pack_taps(
         ok = (row < NOUT) & (k < CIN) & (t < kh * kw)
     value = folded(
         weights + slab.to(tl.int64) * slab_stride, scales, w_out, w_in, t // kw + oy, t % kw + ox, ok,
-        branch_lo, branch_hi, stride_out, NOUT, KERNELS, HAS_SCALES,
+        branch_lo, branch_hi, stride_out, NOUT, BRANCHES, HAS_SCALES,
     )  # fmt: skip
     to = ((slab * SLOTS + slot0 + t).to(tl.int64) * NP + row) * KP + k
     tl.store(packed + to, value.to(packed.dtype.element_ty), mask=(t < kh * kw) & (k < KP))
@@ -107,26 +107,26 @@ def pack_taps(
 @triton.jit
 def pack_rows(
     weights, scales, packed, stride_out, slab_stride,
-    NOUT: tl.constexpr, CIN: tl.constexpr, KERNELS: tl.constexpr, PHASES: tl.constexpr,
+    NOUT: tl.constexpr, CIN: tl.constexpr, BRANCHES: tl.constexpr, PASSES: tl.constexpr,
     FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr,
     NY: tl.constexpr, NX: tl.constexpr, ROW_CHANNELS: tl.constexpr, NP: tl.constexpr, KP: tl.constexpr,
     ADJOINT: tl.constexpr, HAS_SCALES: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """packed [segments, phases, NY, NP, KP] with KP = columns x ROW_CHANNELS.
+    """packed [segments, passes, NY, NP, KP] with KP = columns x ROW_CHANNELS.
 
     Segments are those of gather.accumulate (residues of the taps) or, where `slab_stride` is not 0, weights
-    of their own. Grid: blocks of BR rows, segments x phases x NY.
+    of their own. Grid: blocks of BR rows, segments x passes x NY.
     """
     row = (tl.program_id(0) * BR + tl.arange(0, BR))[:, None]
     slot = tl.program_id(1)
     jy = slot % NY
-    phase = slot // NY % len(PHASES)
-    segment = slot // (NY * len(PHASES))
-    branch_lo = 0 * phase
-    branch_hi = 0 * phase
-    for j in tl.static_range(len(PHASES)):
-        branch_lo = tl.where(phase == j, PHASES[j][5], branch_lo)
-        branch_hi = tl.where(phase == j, PHASES[j][6], branch_hi)
+    pass_ = slot // NY % len(PASSES)
+    segment = slot // (NY * len(PASSES))
+    branch_lo = 0 * pass_
+    branch_hi = 0 * pass_
+    for j in tl.static_range(len(PASSES)):
+        branch_lo = tl.where(pass_ == j, PASSES[j][5], branch_lo)
+        branch_hi = tl.where(pass_ == j, PASSES[j][6], branch_hi)
     kk = tl.arange(0, KP)[None, :]
     jx = kk // ROW_CHANNELS
     channel = kk % ROW_CHANNELS
@@ -142,7 +142,7 @@ def pack_rows(
         ok = (row < NOUT) & (channel < CIN) & (jx < NX)
     value = folded(
         weights + segment.to(tl.int64) * slab_stride, scales, w_out, w_in, window_y, window_x, ok, branch_lo,
-        branch_hi, stride_out, NOUT, KERNELS, HAS_SCALES,
+        branch_hi, stride_out, NOUT, BRANCHES, HAS_SCALES,
     )  # fmt: skip
     to = (slot.to(tl.int64) * NP + row) * KP + kk
     tl.store(packed + to, value.to(packed.dtype.element_ty), mask=(row < NP) & (kk < KP))
@@ -150,7 +150,7 @@ def pack_rows(
 
 @triton.jit
 def low_tap(d, segment, K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr):
-    """Tap of the low-resolution map that tap `d` of a decoder stage's kernel reads in `segment`.
+    """Tap of the low-resolution map that tap `d` of a decoder stage's window reads in `segment`.
 
     Segments as in rows.upcat_windows. Returns tap and whether it lies in the image (beyond an odd size's
     last row it does not).
@@ -210,7 +210,7 @@ def fold_low(
 
 @triton.jit
 def finish(
-    partial, weight, scales, grad, scale_grad, parts, stride_out, blocks_f, unscale,
+    partial, weight, scales, grad, scale_grad, splits, stride_out, blocks_f, unscale,
     NOUT: tl.constexpr, CIN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     OY: tl.constexpr, OX: tl.constexpr, WINDOW_W: tl.constexpr, OWN: tl.constexpr,
     SLOTS: tl.constexpr, CP: tl.constexpr, GRAD_PITCH: tl.constexpr, ROW_CHANNELS: tl.constexpr,
@@ -219,7 +219,7 @@ def finish(
 ):  # fmt: skip
     """Gradient of one branch [C_out, C_in, KH, KW]: unscale times the sum of `partial`.
 
-    partial [parts, SEGMENTS, SLOTS, CP, GRAD_PITCH]: the merged kernel's slots come first, the branch's own
+    partial [splits, SEGMENTS, SLOTS, CP, GRAD_PITCH]: the merged weights' slots come first, the branch's own
     begin at slot OWN (-1: none). LOW: the slots are low-resolution taps, which differ by segment. With
     HAS_SCALES also the products <W, G> [blocks_f, C_out]. Grid: blocks of BF (input channel, tap) pairs,
     blocks of BO output channels.
@@ -238,9 +238,9 @@ def finish(
         own = (OWN + t) * CP + c
     LOW_W: tl.constexpr = (KW + 1) // 2
     total = tl.zeros([BF, BO], tl.float32)
-    for part in range(parts):
+    for split in range(splits):
         for segment in range(SEGMENTS):
-            first = tl.cast(part * SEGMENTS + segment, tl.int64) * (SLOTS * CP)
+            first = tl.cast(split * SEGMENTS + segment, tl.int64) * (SLOTS * CP)
             if LOW:
                 tap, inside = low_tap(t, segment, KH, CUT_H, CUT_W)
                 if ROW_CHANNELS > 0:

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 
 class Kernels(NamedTuple):
-    """Each is called as ``kernel[grid](*arguments, **constants)``."""
+    """Each is called as ``kernel[grid](**arguments)``, with all arguments by their names.
+
+    What Triton's compiler is told besides, ``num_warps`` and ``num_stages``, others leave unused.
+    """
 
     forward_windows: Any
     adjoint_windows: Any
@@ -24,7 +27,7 @@ class Kernels(NamedTuple):
     scale_gradient: Any
     tap_matmul: Any
     finish: Any
-    # CUDA's alone:
+    # CUDA's alone. They have ``kernel.plan(**sizes)``, which tells whether and how they compute a problem:
     few_inputs: Any = None
     few_outputs: Any = None
     few_inputs_gradients: Any = None
@@ -51,7 +54,7 @@ def current() -> Kernels:
 
 def triton() -> Kernels:
     """The Triton kernels; imports Triton."""
-    from . import gather, gradients, rows, weights, wgrad
+    from ..triton import gather, gradients, rows, weights, wgrad
 
     modules = (gather, gradients, rows, weights, wgrad)
     names = [name for name in Kernels._fields if name not in Kernels._field_defaults]

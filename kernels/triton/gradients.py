@@ -8,7 +8,7 @@ from .rows import DEAD, MIXED
 
 @triton.jit
 def scale_gradient(
-    grad, ratio, state, copies, sums, P, copy_stride, rounds, scale,
+    grad, ratio, pixel_state, copies, sums, P, copy_stride, rounds, scale,
     NOUT: tl.constexpr, PITCH: tl.constexpr, RATIOS: tl.constexpr, COPIES: tl.constexpr,
     ALL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -21,7 +21,7 @@ def scale_gradient(
     total = tl.zeros([BC], tl.float32)
     for i in range(rounds):
         p = (tl.program_id(0) * rounds + i) * BP + tl.arange(0, BP)
-        kind = tl.load(state + p, mask=p < P, other=2)
+        kind = tl.load(pixel_state + p, mask=p < P, other=2)
         live = (kind != DEAD)[:, None]
         rows = p[:, None].to(tl.int64)
         g = tl.load(grad + rows * NOUT + c[None, :], mask=live & (c < NOUT)[None, :], other=0.0)

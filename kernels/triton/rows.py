@@ -2,24 +2,24 @@
 
 The *windows* kernels look at nothing but mask planes. For every output pixel (or, going backward, every input
 pixel) they write its window as bits (bit i set: tap i is inside and valid), the scale factors, the updated
-mask and a class. `compact` then sorts the pixels of every segment by class, with a count, a prefix sum and a
+mask and a state. `compact` then sorts the pixels of every segment by state, with a count, a prefix sum and a
 scatter; nothing waits for the host and the order is always the same.
 
-Classes: MIXED pixels need one pass for each kernel size, PLAIN ones a single pass over the merged kernel,
-DEAD ones (backward: holes) are zero. A segment is the set of pixels that share their weights: all of them in
+States: MIXED pixels need one pass for each branch, PLAIN ones a single pass over the merged weights, DEAD
+ones (backward: holes) are zero. A segment is the set of pixels that share their weights: all of them in
 a forward convolution, those of one parity going backward through a stride or forward through an up-sampling.
 """
 
 import triton
 import triton.language as tl
 
-from . import plan
+from ..host import taps
 
 MIXED = tl.constexpr(0)
 PLAIN = tl.constexpr(1)
 DEAD = tl.constexpr(2)
 OUTSIDE = tl.constexpr(3)  # beyond the last pixel of the segment
-WORD_BITS = tl.constexpr(plan.WORD_BITS)
+WORD_BITS = tl.constexpr(taps.WORD_BITS)
 
 
 @triton.jit
@@ -83,8 +83,8 @@ def valid_at(mask, n, y, x, H, W, stride_n, stride_h, stride_w, inside, MASK: tl
 
 
 @triton.jit
-def count_classes(state, counts, segment, block, n_blocks):
-    """Write how many pixels of this block each class has."""
+def count_states(state, counts, segment, block, n_blocks):
+    """Write how many pixels of this block are in each state."""
     for c in tl.static_range(3):
         tl.store(counts + (segment * 3 + c) * n_blocks + block, tl.sum((state == c).to(tl.int32), axis=0))
 
@@ -107,19 +107,19 @@ def store_ratio(to, count, SIZE: tl.constexpr, ok):
 
 @triton.jit
 def forward_windows(
-    mask, new_mask, ratio, natural_state, entry_state, entry_ints, entry_words, counts,
+    mask, new_mask, ratio, pixel_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, HO, WO, Q, n_blocks, pad_top, pad_left, mask_n, mask_h, mask_w,
-    KERNELS: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    WINDOWS: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Output pixels of a convolution with one or more kernels that share their centre.
+    """Output pixels of a convolution with one or more branches that share their centre.
 
-    KERNELS: (kh, kw, oy, ox) in ascending order; (oy, ox) is where a kernel lies in the window of the last.
-    Writes ratio [len(KERNELS), P] and new_mask [P]; entries have ints (pixel, corner of the window in x).
+    WINDOWS: (kh, kw, oy, ox) of each branch, in ascending order; (oy, ox) is where it lies in the last one's.
+    Writes ratio [len(WINDOWS), P] and new_mask [P]; entries have ints (pixel, corner of the window in x).
     """
-    NK: tl.constexpr = len(KERNELS)
-    KH: tl.constexpr = KERNELS[NK - 1][0]
-    KW: tl.constexpr = KERNELS[NK - 1][1]
+    NK: tl.constexpr = len(WINDOWS)
+    KH: tl.constexpr = WINDOWS[NK - 1][0]
+    KW: tl.constexpr = WINDOWS[NK - 1][1]
     block = tl.program_id(0)
     P = N * HO * WO
     j = block * BLOCK + tl.arange(0, BLOCK)
@@ -129,7 +129,7 @@ def forward_windows(
     n = j // (WO * HO)
     y0 = y * SH - pad_top
     x0 = x * SW - pad_left
-    first = tl.zeros([BLOCK], tl.int32)  # valid entries of the smallest kernel
+    first = tl.zeros([BLOCK], tl.int32)  # valid entries of the smallest window
     whole = ok
     for word in tl.static_range(WORDS):
         bits = tl.zeros([BLOCK], tl.int64)
@@ -142,21 +142,21 @@ def forward_windows(
         if WORDS == 1:
             for k in tl.static_range(NK):
                 count = popcount(
-                    window_bits(bits, KERNELS[k][0], KERNELS[k][1], KERNELS[k][2] * KW + KERNELS[k][3], KW)
+                    window_bits(bits, WINDOWS[k][0], WINDOWS[k][1], WINDOWS[k][2] * KW + WINDOWS[k][3], KW)
                 )
-                whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
-                store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
+                whole = whole & (count == WINDOWS[k][0] * WINDOWS[k][1])
+                store_ratio(ratio + k * P + j, count, WINDOWS[k][0] * WINDOWS[k][1], ok)
                 if k == 0:
                     first = count
     if WORDS > 1:
         for k in tl.static_range(NK):
             count = tl.zeros([BLOCK], tl.int32)
-            for t in range(0, KERNELS[k][0] * KERNELS[k][1]):
-                iy = y0 + (KERNELS[k][2] + t // KERNELS[k][1]) * DH
-                ix = x0 + (KERNELS[k][3] + t % KERNELS[k][1]) * DW
+            for t in range(0, WINDOWS[k][0] * WINDOWS[k][1]):
+                iy = y0 + (WINDOWS[k][2] + t // WINDOWS[k][1]) * DH
+                ix = x0 + (WINDOWS[k][3] + t % WINDOWS[k][1]) * DW
                 count += valid_at(mask, n, iy, ix, H, W, mask_n, mask_h, mask_w, ok, MASK).to(tl.int32)
-            whole = whole & (count == KERNELS[k][0] * KERNELS[k][1])
-            store_ratio(ratio + k * P + j, count, KERNELS[k][0] * KERNELS[k][1], ok)
+            whole = whole & (count == WINDOWS[k][0] * WINDOWS[k][1])
+            store_ratio(ratio + k * P + j, count, WINDOWS[k][0] * WINDOWS[k][1], ok)
             if k == 0:
                 first = count
     live = first > 0
@@ -165,17 +165,17 @@ def forward_windows(
         state = tl.where(live, PLAIN, DEAD)
     else:
         state = tl.where(live, tl.where(whole, PLAIN, MIXED), DEAD)
-    tl.store(natural_state + j, state.to(tl.int8), mask=ok)
+    tl.store(pixel_state + j, state.to(tl.int8), mask=ok)
     state = tl.where(ok, state, OUTSIDE)
     tl.store(entry_state + j, state.to(tl.int8))
     tl.store(entry_ints + j, j)
     tl.store(entry_ints + Q + j, (n * H + y0) * W + x0)
-    count_classes(state, counts, 0, block, n_blocks)
+    count_states(state, counts, 0, block, n_blocks)
 
 
 @triton.jit
 def adjoint_windows(
-    mask, natural_state, entry_state, entry_ints, entry_words, counts,
+    mask, pixel_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, HO, WO, Q, n_blocks, pad_top, pad_left, mask_n, mask_h, mask_w,
     FIRST_Y: tl.constexpr, FIRST_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr,
     JUMP_Y: tl.constexpr, JUMP_X: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -186,9 +186,9 @@ def adjoint_windows(
     """Input pixels of a convolution: the output pixels whose windows hold them.
 
     Of the pixels of one segment (their residues modulo the stride) the j-th tap in a direction is
-    ``FIRST[residue] + j * STEP`` of the kernel, at an output pixel ``j * JUMP`` before the first one's. A
-    pixel is MIXED where an output pixel that is, holds it within the kernel REACH = (kh, kw, oy, ox) (the
-    second largest, () if there is one kernel only). Entries have ints (pixel, first output pixel) and words
+    ``FIRST[residue] + j * STEP`` of the window, at an output pixel ``j * JUMP`` before the first one's. A
+    pixel is MIXED where an output pixel that is, holds it within the window REACH = (kh, kw, oy, ox) (the
+    second largest branch's, () if there is one only). Entries have ints (pixel, first output pixel) and words
     of the taps at live output pixels.
     """
     block = tl.program_id(0)
@@ -211,7 +211,7 @@ def adjoint_windows(
             oy = oy0 - (t // NX) * JUMP_Y
             ox = ox0 - (t % NX) * JUMP_X
             fits = inside & (dy < KH) & (dx < KW) & (oy >= 0) & (oy < HO) & (ox >= 0) & (ox < WO)
-            state = tl.load(natural_state + (n * HO + oy) * WO + ox, mask=fits, other=2)
+            state = tl.load(pixel_state + (n * HO + oy) * WO + ox, mask=fits, other=2)
             bits |= (fits & (state != DEAD)).to(tl.int64) << (t - word * WORD_BITS)
             if len(REACH) > 0:
                 near = (dy >= REACH[2]) & (dy < REACH[2] + REACH[0])
@@ -223,12 +223,12 @@ def adjoint_windows(
     tl.store(entry_state + e, state.to(tl.int8))
     tl.store(entry_ints + e, (n * H + y) * W + x)
     tl.store(entry_ints + total + e, (n * HO + oy0) * WO + ox0)
-    count_classes(state, counts, segment, block, n_blocks)
+    count_states(state, counts, segment, block, n_blocks)
 
 
 @triton.jit
 def upcat_windows(
-    mask_low, mask_skip, new_mask, ratio, natural_state, entry_state, entry_ints, entry_words, counts,
+    mask_low, mask_skip, new_mask, ratio, pixel_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, LH, LW, Q, n_blocks, low_n, low_h, low_w, skip_n, skip_h, skip_w,
     C_LOW: tl.constexpr, C_SKIP: tl.constexpr, K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr,
     LOW_MASK: tl.constexpr, SKIP_MASK: tl.constexpr,
@@ -279,18 +279,18 @@ def upcat_windows(
     state = tl.where(live, PLAIN, DEAD)
     tl.store(ratio + p, r, mask=ok)
     tl.store(new_mask + p, live.to(tl.float32).to(new_mask.dtype.element_ty), mask=ok)
-    tl.store(natural_state + p, state.to(tl.int8), mask=ok)
+    tl.store(pixel_state + p, state.to(tl.int8), mask=ok)
     state = tl.where(ok, state, OUTSIDE)
     tl.store(entry_state + e, state.to(tl.int8))
     tl.store(entry_ints + e, p)
     tl.store(entry_ints + total + e, (n * LH + ly0) * LW + lx0)
     tl.store(entry_ints + 2 * total + e, (n * H + y0) * W + x0)
-    count_classes(state, counts, segment, block, n_blocks)
+    count_states(state, counts, segment, block, n_blocks)
 
 
 @triton.jit
 def low_adjoint_windows(
-    mask_low, natural_state, entry_state, entry_ints, entry_words, counts,
+    mask_low, pixel_state, entry_state, entry_ints, entry_words, counts,
     N, H, W, LH, LW, Q, n_blocks, low_n, low_h, low_w,
     K: tl.constexpr, CUT_H: tl.constexpr, CUT_W: tl.constexpr,
     LOW_MASK: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
@@ -315,14 +315,14 @@ def low_adjoint_windows(
             oy = oy0 + t // (K + 1)
             ox = ox0 + t % (K + 1)
             fits = inside & (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
-            state = tl.load(natural_state + (n * H + oy) * W + ox, mask=fits, other=2)
+            state = tl.load(pixel_state + (n * H + oy) * W + ox, mask=fits, other=2)
             bits |= (fits & (state != DEAD)).to(tl.int64) << (t - word * WORD_BITS)
         tl.store(entry_words + word * total + e, bits)
     state = tl.where(ok, tl.where(inside, PLAIN, DEAD), OUTSIDE)
     tl.store(entry_state + e, state.to(tl.int8))
     tl.store(entry_ints + e, (n * LH + y) * LW + x)
     tl.store(entry_ints + total + e, (n * H + oy0) * W + ox0)
-    count_classes(state, counts, segment, block, n_blocks)
+    count_states(state, counts, segment, block, n_blocks)
 
 
 @triton.jit
@@ -330,10 +330,10 @@ def compact(
     entry_state, entry_ints, entry_words, counts, ints, words, limits, Q, n_blocks, capacity,
     INTS: tl.constexpr, WORDS: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sort the entries of each segment by class, each class filled up to a multiple of PAD.
+    """Sort the entries of each segment by state, those of each filled up to a multiple of PAD.
 
     entry_ints [INTS, S, Q] -> ints [INTS, S, capacity] and the same of the int64 words. Fillers have pixel -1
-    and no bits. limits [S, 3]: where each class ends.
+    and no bits. limits [S, 3]: where each state ends.
     """
     block = tl.program_id(0)
     segment = tl.program_id(1)
