@@ -1,4 +1,4 @@
-"""The three operators in plain PyTorch: the documented truth which every backend is tested against.
+"""The operators in plain PyTorch: the documented truth which every backend is tested against.
 
 Same arguments, results and errors as `pconv_ext.partial_conv2d`, `pconv_ext.msfef` and
 `pconv_ext.upcat_partial_conv2d`, on any device, differentiable any number of times, exportable.

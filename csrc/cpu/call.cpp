@@ -66,7 +66,7 @@ Problem<T> Call::problem() const {
   return p;
 }
 
-// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i (identity 1), so that their
+// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i so that their
 // outputs never exist.
 std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_) const {
   const bool channels_last = maps_.back().x.channels_last;

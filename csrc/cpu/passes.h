@@ -1,4 +1,5 @@
-// Identity 3 as a list of dense products. With ratios r_1..r_n (ascending kernels) every output is
+// The convolution of all branches as a list of dense products. With ratios r_1..r_n (ascending kernels) every
+// output is
 //   sum_i r_i conv(V_i) = r_n conv(V_1 + ... + V_n) + sum_{i<n} (r_i - r_n) conv(V_i):
 // one product with the merged kernel for all live windows, corrections for the windows that are not whole.
 // Where all but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one

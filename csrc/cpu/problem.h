@@ -12,7 +12,7 @@ constexpr int kMaxBranches = 16;
 
 enum class DType : uint8_t { f32, f64, bf16, f16 };
 
-// How one window position sees the image. All three operators are convolutions over [N, H, W, C] with one
+// How one window position sees the image. Every operator is a convolution over [N, H, W, C] with one
 // centre.
 struct Geometry {
   int64_t N, C, H, W;  // input of the convolution (after up-sampling and concatenation)
@@ -42,7 +42,7 @@ struct Source {
   bool mask_per_channel = false;
 };
 
-// One kernel of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (identity 1, the fold), null
+// One kernel of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (the fold), null
 // = 1.
 template <class T>
 struct Branch {

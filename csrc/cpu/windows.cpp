@@ -1,4 +1,4 @@
-// Window counts from the mask planes: integers, never a convolution over a float mask (DESIGN: masks are
+// Window counts from the mask planes: integers, never a convolution over a float mask (masks are
 // planes).
 #include <algorithm>
 #include <cstring>

@@ -41,6 +41,8 @@ def device_refusal(index: int) -> str:
 
 def refusal(call: Call) -> str:
     """Why the kernels cannot compute `call`; "" if they can."""
+    if [source.up for source in call.sources] not in ([False], [True, False]):
+        return "it takes one feature map, or an up-sampled one and then one of the size of the output"
     x = call.like
     if x.dtype not in _DTYPES:
         return f"it computes in float32, bfloat16 and float16, x is {x.dtype}"
@@ -49,8 +51,6 @@ def refusal(call: Call) -> str:
     for source in call.sources:
         if source.mask is not None and source.mask.shape[1] != 1:
             return f"it takes masks of one plane, mask has shape {list(source.mask.shape)}"
-    if [source.up for source in call.sources] not in ([False], [True, False]):
-        return "it takes one feature map, or an up-sampled one and then one of the size of the output"
     return device_refusal(x.device.index) if x.is_cuda else ""
 
 

@@ -18,9 +18,10 @@ class Operator:
     Args:
         name: of the operator; its backward is NAME_backward.
         arguments: as in a schema, ``Tensor x, Tensor? mask, ...``. All operators return (out, new_mask).
-        features, parameters: the arguments with a gradient: feature maps, and weight(s), bias(es) and, where
-            there are any, scales. Their order is that of the backward's results, and of its argument
-            ``needs``; what is not needed comes back as an empty list or as float32 [0].
+        features, parameters: the arguments with a gradient: the feature maps of the sources, in their order,
+            and a weight and a bias, or lists of both and scales. Their order is that of the backward's
+            results, and of its argument ``needs``; what is not needed comes back as an empty list or as
+            float32 [0].
         call: of all arguments.
         unsaved: the last of these that the backward does not take; `call` gets None for them.
     """

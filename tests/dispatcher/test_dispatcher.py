@@ -12,11 +12,10 @@ from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 import pconv_ext
-from pconv_ext import PartialConv2d
+from pconv_ext import PartialConv2d, ops
 
 NAMESPACE_OF = {"cpu": "pconv_ext", "cuda": "pconv_ext_cuda", "triton": "pconv_ext_triton"}
-OPERATORS = ["partial_conv2d", "msfef", "upcat_partial_conv2d"]
-every_operator = pytest.mark.parametrize("name", OPERATORS)
+every_operator = pytest.mark.parametrize("name", ops.OPERATORS)
 
 
 def operator(backend, name):
@@ -33,7 +32,7 @@ def arguments(name, backend, planes="random", *, n=2, grad=True, dtype=None, lay
     elif name == "msfef":
         weights = [kernel(4, 3, k, **where) for k in (5, 3)]
         args = [x, mask, weights, [randn(4, **where), randn(4, **where)], randn(2, 4, **where), [2, 2]]
-    else:
+    elif name == "upcat_partial_conv2d":
         skip = laid_out(randn(n, 2, 9, 12, **where), layout)
         args = [
             x,
@@ -87,11 +86,9 @@ def test_opcheck(backend, name, planes, layout, dtype, grad):
 def test_opcheck_backward(backend, name, needed, layout, dtype):
     args = arguments(name, backend, grad=False, layout=layout, dtype=dtype)
     out, _ = operator(backend, name)(*args)
-    count = {"partial_conv2d": 3, "msfef": 4, "upcat_partial_conv2d": 4}[name]
+    count = len(ops.OPERATORS[name].differentiable)
     needs = [needed == "all" or (needed, i) in (("first", 0), ("last", count - 1)) for i in range(count)]
-    without_bias = {"partial_conv2d": 3, "upcat_partial_conv2d": 5}
-    if name in without_bias:
-        del args[without_bias[name]]
+    args = [arg for i, arg in enumerate(args) if i not in ops.OPERATORS[name].unsaved]
     torch.library.opcheck(operator(backend, name + "_backward"), [torch.randn_like(out), *args, needs])
 
 
@@ -237,7 +234,9 @@ def test_export(backend):
     batch = torch.export.Dim("batch", max=64)
     exported = torch.export.export(network, (x, mask), dynamic_shapes=({0: batch}, {0: batch}))
     names = {str(node.target) for node in exported.graph.nodes if "pconv_ext" in str(node.target)}
-    assert names == (set() if backend == "reference" else {f"pconv_ext.{name}.default" for name in OPERATORS})
+    assert names == (
+        set() if backend == "reference" else {f"pconv_ext.{name}.default" for name in ops.OPERATORS}
+    )
     x = torch.randn(3, 3, 16, 16)
     mask = mask_of("random", x, torch.float32)
     for one, other in zip(exported.module()(x, mask), network(x, mask), strict=True):

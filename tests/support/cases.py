@@ -129,12 +129,16 @@ def _lacks(backend, args):
     """Whether `backend` does not offer this call."""
     if backend == "cpu":
         return False
+    features = [args[name] for name in ("x", "x_low", "skip") if name in args]
     mask, stride = args.get("mask"), args.get("stride", 1)
     per_channel = mask is not None and mask.shape[1] > 1 and mask.stride(1) != 0
-    lacks = args["skip" if "skip" in args else "x"].dtype == torch.float64
+    lacks = features[0].dtype == torch.float64
     lacks |= per_channel or args.get("groups", 1) > 1
+    lacks |= len(features) > 1 and "x_low" not in args  # of several maps it up-samples the first
     if backend == "cuda":
-        lacks |= max(stride if isinstance(stride, tuple) else (stride,)) > 128
+        strides = stride if isinstance(stride, tuple) else (stride, stride)
+        size = features[0].shape[2:]  # beyond it (no test pads so far) all strides are the same
+        lacks |= any(min(pair) > 128 for pair in zip(strides, size, strict=True))
     return lacks
 
 
