@@ -227,22 +227,4 @@ def upcat_partial_conv2d(
         _vector(op, "bias", bias, weight.shape[0], "x_low", x_low)
 
 
-def inpainting_loss(output: Tensor, target: Tensor, mask: Tensor) -> None:
-    """Check the arguments of ``InpaintingLoss``."""
-    op = "InpaintingLoss"
-    for name, value in (("output", output), ("target", target)):
-        _features(op, name, value)
-        if value.shape[0] < 1 or value.shape[1] != 3:
-            raise ValueError(
-                f"{op}: {name} must have shape [N, 3, H, W] with N of at least 1, got {list(value.shape)}"
-            )
-    if target.shape != output.shape:
-        raise ValueError(
-            f"{op}: target must have the shape of output, {list(output.shape)}, got {list(target.shape)}"
-        )
-    if target.device != output.device:
-        raise ValueError(
-            f"{op}: target must be on the device of output, {output.device}, got {target.device}"
-        )
-    _tensor(op, "mask", mask, "[N, 1, H, W]", 4)
-    _mask(op, "mask", mask, "output", output, per_channel=False)
+tensor, features, mask = _tensor, _features, _mask  # for checks elsewhere in the package

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 import pconv_ext
 from pconv_ext import InpaintingNet, checkpoint
-from pconv_ext.cli import run
 from pconv_ext.inpainter import inpaint_files
+from pconv_ext.inpainting.cli import run
 
 H, W = 21, 30
 VALID = np.ones((H, W), bool)

@@ -19,12 +19,12 @@ from trainings import (
 )
 
 from pconv_ext import checkpoint
-from pconv_ext.cli import run
+from pconv_ext.inpainting.cli import run
+from pconv_ext.inpainting.training.config import resumed
+from pconv_ext.inpainting.training.processes import Processes
+from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.training import DivergedError, TrainConfig, train
-from pconv_ext.training.config import resumed
-from pconv_ext.training.processes import Processes
-from pconv_ext.training.run_folder import RunFolder
-from pconv_ext.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from .. import tables
-from .._arguments import SEED_LIMIT, choice, integer
+from .._arguments import choice, integer
 from .._device import find_device
-from ..checkpoint import check_folder, load_net, load_training, write_atomically
-from ..data import DATASETS, PictureDataset, Source, folder, has_split
+from .._files import check_folder, write_atomically
+from .._random import SEED_LIMIT
+from ..checkpoint import load_net, load_training
+from ..data import DATASETS, PictureCollection, PictureDataset, folder, has_split
 from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
@@ -87,7 +89,7 @@ def evaluate(
     net = load_net(checkpoint)
     if size is None:
         size = load_training(checkpoint).get("config", {}).get("size", 256)
-    shown = PictureDataset(_source(dataset, pictures, split), size)
+    shown = PictureDataset(_collection(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
     distance = metric(lpips, no_lpips)
     rows: list[list[list[Tensor]]] = [[] for _ in BINS]
@@ -127,7 +129,7 @@ def evaluate(
     print(f"written to {output}")
 
 
-def _source(dataset: str, pictures: Path, split: str | None) -> Source:
+def _collection(dataset: str, pictures: Path, split: str | None) -> PictureCollection:
     choice("evaluate", "--dataset", dataset, tuple(DATASETS))
     load, splits = DATASETS[dataset]
     if dataset == "folder":

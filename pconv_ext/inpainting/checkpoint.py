@@ -1,14 +1,9 @@
-"""Networks in files: a ``.safetensors`` of `InpaintingNet` with what it was built and trained with.
-
-Every file is written beside its place, flushed to the disk and renamed into it: whatever happens, the place
-holds a whole file or the one before.
-"""
+"""Networks in files: a ``.safetensors`` of `InpaintingNet` with what it was built and trained with."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +11,11 @@ from typing import Any
 import torch
 
 from ._extras import require
+from ._files import write_atomically
 from ._weights import reason
 from .model import InpaintingNet
 
-__all__ = ["CheckpointError", "load_net", "load_training", "save_net", "write_atomically"]
+__all__ = ["CheckpointError", "load_net", "load_training", "save_net"]
 
 #: The networks in the folder of a training: of the lowest validation loss, and of its last step.
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -29,48 +25,6 @@ _KEY = "pconv_ext"  # of the metadata, a JSON object: everything but tensors
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint of this package, or a damaged one; the text names it and says why."""
-
-
-def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that at any moment it is either whole or what it was before.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    target = Path(file)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are their owner's alone
-        os.replace(name, target)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError):
-            raise OSError(f"cannot write {target}: {error.strerror or error}") from error
-        raise
-
-
-def check_folder(user: str, name: str, folder: Path) -> None:
-    """Check a folder to write into, without making it.
-
-    Raises:
-        OSError: it is a file, cannot be made, or cannot be written; names `user` and the argument `name`.
-        ValueError: its name is not valid text, which some libraries cannot write to.
-    """
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{user}: {name} must have a name in UTF-8, got {os.fsencode(folder)!r}") from None
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"{user}: {name} must be a folder, {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{user}: {name} must be a folder that can be written, {there} cannot")
 
 
 def save_net(

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import _backends, _pictures, masks
-from ._checks import FLOAT_DTYPES, MASK_DTYPES
+from .. import _backends
+from .._checks import FLOAT_DTYPES, MASK_DTYPES
+from . import _pictures, masks
 from ._device import find_device
 from ._extras import require
-from .checkpoint import check_folder, load_net, write_atomically
+from ._files import check_folder, write_atomically
+from .checkpoint import load_net
 from .model import InpaintingNet, composite
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from .. import _checks
 from ._vgg16 import POOLS, load_vgg16, vgg16_features
 
 __all__ = ["WEIGHTS", "InpaintingLoss", "gram_matrix", "load_vgg16", "vgg16_features"]
@@ -137,7 +137,7 @@ class InpaintingLoss(nn.Module):
         Raises:
             TypeError, ValueError: the arguments have other types, dtypes, shapes or devices.
         """
-        _checks.inpainting_loss(output, target, mask)
+        _check(output, target, mask)
         if self.features is not None:
             self._check_fit(output)
         valid, target = mask != 0, target.detach()
@@ -224,3 +224,23 @@ def _frozen(vgg16: Any) -> nn.Sequential:
             delattr(layer, name)
             layer.register_buffer(name, parameter.detach(), persistent=False)
     return layers
+
+
+def _check(output: Tensor, target: Tensor, mask: Tensor) -> None:
+    user = "InpaintingLoss"
+    for name, value in (("output", output), ("target", target)):
+        _checks.features(user, name, value)
+        if value.shape[0] < 1 or value.shape[1] != 3:
+            raise ValueError(
+                f"{user}: {name} must have shape [N, 3, H, W] with N of at least 1, got {list(value.shape)}"
+            )
+    if target.shape != output.shape:
+        raise ValueError(
+            f"{user}: target must have the shape of output, {list(output.shape)}, got {list(target.shape)}"
+        )
+    if target.device != output.device:
+        raise ValueError(
+            f"{user}: target must be on the device of output, {output.device}, got {target.device}"
+        )
+    _checks.tensor(user, "mask", mask, "[N, 1, H, W]", 4)
+    _checks.mask(user, "mask", mask, "output", output, per_channel=False)

@@ -112,7 +112,7 @@ def _measure(
     """The report of the training in `folder`: that of an earlier call, where it was measured like this."""
     file = folder / "metrics.json"
     pictures = datasets(config)[1].pictures
-    names = [pictures.source.name(i) for i in range(len(pictures))]
+    names = [pictures.collection.name(i) for i in range(len(pictures))]
     described = {
         "epochs": config.epochs,
         "limit": limit,

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _pictures
-from ._arguments import SEED_LIMIT, choice, generator, integer, interval
+from ._arguments import choice, integer, interval
 from ._extras import require
+from ._random import SEED_LIMIT, Stream, generator
 
 if TYPE_CHECKING:
     from PIL import Image
 
+__all__ = ["BINS", "MaskFolder", "find_bin", "hole_ratio", "irregular", "load", "rectangle"]
+
 #: The hole ratios that the paper's ablation study is divided by, each [low, high).
 BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5))
-
-_RECTANGLE, _IRREGULAR = 1, 2  # streams of random numbers
 
 
 def rectangle(
@@ -65,7 +66,7 @@ def rectangle(
     _check_random(user, seed, index)
     count = integer(user, "count", count, 1)
     interval(user, "low and high", low, high, "0 <= low <= high <= 1", (0, 1))
-    rng = generator(_RECTANGLE, seed, index)
+    rng = generator(Stream.RECTANGLE, seed, index)
     smallest = max(1, math.ceil(low * height))
     largest = max(smallest, math.floor(high * height))
     mask = np.ones((1, height, width), np.uint8)
@@ -102,7 +103,7 @@ def irregular(height: int, width: int, low: float, high: float, seed: int, index
     height, width = integer(user, "height", height, 1), integer(user, "width", width, 1)
     _check_random(user, seed, index)
     fewest, most = _hole_counts(user, height, width, low, high)
-    rng = generator(_IRREGULAR, seed, index)
+    rng = generator(Stream.IRREGULAR, seed, index)
     holes = int(rng.integers(fewest, most + 1))
     painted = np.zeros(height * width, np.bool_)
     missing = holes

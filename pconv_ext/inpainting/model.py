@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .functional import upcat_partial_conv2d
-from .modules import MSFEF, PartialConv2d
+from ..functional import upcat_partial_conv2d
+from ..modules import MSFEF, PartialConv2d
+
+__all__ = ["InpaintingNet", "composite"]
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):

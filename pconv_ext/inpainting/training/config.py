@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .._arguments import SEED_LIMIT, choice, integer
+from .._arguments import choice, integer
+from .._random import SEED_LIMIT
 from ..data import DATASETS
 from ..losses import merged_weights
 

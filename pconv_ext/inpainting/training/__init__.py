@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .._backends import check_available
+from ..._backends import check_available
 from .config import TrainConfig, resumed
 from .processes import Processes, processes
 from .run_folder import RunFolder

@@ -1,13 +1,4 @@
-"""Data sets of pictures, and of pictures with masks, for `torch.utils.data.DataLoader`.
-
-``InpaintingDataset(PictureDataset(folder("photos"), 256, crop="random"))`` is one to train with.
-
-A picture is an RGB float32 [3, H, W] in [0, 1]; a mask uint8 [1, H, W], 1 = valid, 0 = hole. What an item is
-depends on the data set's arguments, the epoch and the index alone, not on workers or the order of calls.
-
-Pillow reads the pictures; torchvision's classes are behind `stanford_cars` and `lsun_church`. All are in the
-extra [train] and are imported when first needed.
-"""
+"""The data sets of `pconv_ext.data`."""
 
 from __future__ import annotations
 
@@ -21,27 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import _pictures, masks
-from ._arguments import SEED_LIMIT, choice, generator, integer, interval
-from ._extras import require
-from ._sources import DATASETS, Source, folder, has_split, lsun_church, stanford_cars
+from .. import _pictures, masks
+from .._arguments import choice, integer, interval
+from .._extras import require
+from .._random import SEED_LIMIT, Stream, generator
+from .collections import PictureCollection
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = [
-    "DATASETS",
-    "InpaintingDataset",
-    "PictureDataset",
-    "Source",
-    "folder",
-    "has_split",
-    "lsun_church",
-    "stanford_cars",
-    "to_tensor",
-]
-
-_CROP, _FOLDER_MASK = 3, 4  # streams of random numbers, beside those of masks.py
 
 
 class PictureDataset(Dataset[Tensor]):
@@ -51,7 +29,7 @@ class PictureDataset(Dataset[Tensor]):
     (the first after the last) stands in for it.
 
     Args:
-        source: has the pictures; see `folder`, `stanford_cars` and `lsun_church`.
+        collection: has the pictures; see `folder`, `stanford_cars` and `lsun_church`.
         size: of the items, in pixels: an int for squares or (height, width).
         crop: "center" takes the largest part in the middle that has the shape of the item; "random" a part
             at random, another in every epoch, as torchvision's RandomResizedCrop does; "none" squeezes the
@@ -68,7 +46,7 @@ class PictureDataset(Dataset[Tensor]):
 
     def __init__(
         self,
-        source: Source,
+        collection: PictureCollection,
         size: int | Sequence[int] = 256,
         *,
         crop: str = "center",
@@ -78,7 +56,7 @@ class PictureDataset(Dataset[Tensor]):
     ) -> None:
         user = "PictureDataset"
         require(user, "PIL.Image")
-        self.source = source
+        self.collection = collection
         self.height, self.width = _pair(user, size)
         choice(user, "crop", crop, ("center", "random", "none"))
         self.crop = crop
@@ -88,11 +66,11 @@ class PictureDataset(Dataset[Tensor]):
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
         # In shared memory, so that workers, also persistent ones, see a new epoch and what others reported.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+        self._unreadable = torch.zeros(len(collection), dtype=torch.bool).share_memory_()
         self._load(0)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.collection)
 
     @property
     def epoch(self) -> int:
@@ -126,16 +104,14 @@ class PictureDataset(Dataset[Tensor]):
             if self._unreadable[candidate]:
                 continue
             try:
-                return self.source.load(candidate)
+                return self.collection.load(candidate)
             except ImportError:
                 raise  # a missing dependency is no damaged picture
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 self._unreadable[candidate] = True
-                warnings.warn(
-                    f"{self.source.name(candidate)} is left out, another picture takes its place: {reason}",
-                    stacklevel=2,
-                )
+                name = self.collection.name(candidate)
+                warnings.warn(f"{name} is left out, another picture takes its place: {reason}", stacklevel=2)
         raise ValueError(f"none of {len(self)} pictures can be read; the last: {reason}")
 
     def _fit(self, picture: Image.Image, index: int) -> Image.Image:
@@ -143,7 +119,7 @@ class PictureDataset(Dataset[Tensor]):
         if self.crop == "center":
             box = _center(picture.size, self.width / self.height)
         elif self.crop == "random":
-            box = self._random_box(picture.size, generator(_CROP, self.seed, self.epoch, index))
+            box = self._random_box(picture.size, generator(Stream.CROP, self.seed, self.epoch, index))
         filters = require("PictureDataset", "PIL.Image").Resampling
         return picture.resize((self.width, self.height), filters.BICUBIC, box)
 
@@ -229,7 +205,7 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _from_folder(self, folder: masks.MaskFolder, draw: int, height: int, width: int) -> Tensor:
         """A mask at random or, if it is unreadable, the first readable one after it."""
-        start = int(generator(_FOLDER_MASK, self.seed, draw).integers(len(folder)))
+        start = int(generator(Stream.FOLDER_MASK, self.seed, draw).integers(len(folder)))
         for offset in range(len(folder)):
             candidate = (start + offset) % len(folder)
             if self._unreadable[candidate]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._backends import backends
+from ..._backends import backends
 from ..data import DATASETS
 from ..losses import WEIGHTS
 from ..training.config import CROPS, HOLES, PRECISIONS, TrainConfig

@@ -1,4 +1,4 @@
-"""Checks of plain arguments (numbers, pairs) and random generators made of them."""
+"""Checks of plain arguments: numbers, pairs, choices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 import numbers
 import operator
 from typing import Any
-
-import numpy as np
-
-SEED_LIMIT = 2**64
 
 
 def integer(user: str, name: str, value: Any, least: int, below: int | None = None) -> int:
@@ -38,11 +34,3 @@ def choice(user: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         names = ", ".join(map(repr, choices))
         raise ValueError(f"{user}: {name} must be one of {names}, got {value!r}")
-
-
-def generator(stream: int, *numbers: int) -> np.random.Generator:
-    """A generator that depends on `numbers`, each in [0, 2**64), and on `stream` alone.
-
-    `stream` tells uses apart: the crop of picture 7 has nothing in common with mask 7.
-    """
-    return np.random.Generator(np.random.PCG64(np.array((stream, *numbers), np.uint64).view(np.uint32)))
