@@ -10,6 +10,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from ._arguments import about
+
 
 def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that at any moment it is either whole or what it was before.
@@ -45,9 +47,11 @@ def check_folder(user: str, name: str, folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{user}: {name} must have a name in UTF-8, got {os.fsencode(folder)!r}") from None
+        raise ValueError(
+            f"{about(user, name)} must have a name in UTF-8, got {os.fsencode(folder)!r}"
+        ) from None
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{user}: {name} must be a folder, {there} is a file")
+        raise NotADirectoryError(f"{about(user, name)} must be a folder, {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{user}: {name} must be a folder that can be written, {there} cannot")
+        raise PermissionError(f"{about(user, name)} must be a folder that can be written, {there} cannot")

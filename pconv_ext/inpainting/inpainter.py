@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _backends
 from .._checks import FLOAT_DTYPES, MASK_DTYPES
 from . import _pictures, masks
+from ._arguments import about
 from ._device import find_device
 from ._extras import require
 from ._files import check_folder, write_atomically
@@ -179,7 +180,9 @@ def inpaint_files(
     source, mask_source, target = Path(image), Path(mask), Path(output)
     for name, path in (("image", source), ("mask", mask_source)):
         if not path.exists():
-            raise FileNotFoundError(f"inpaint: {name} must be a file or a folder, there is no {path}")
+            raise FileNotFoundError(
+                f"{about('inpaint', name)} must be a file or a folder, there is no {path}"
+            )
     jobs = (_folder_jobs if source.is_dir() else _file_jobs)(source, mask_source, target)
     _check_apart((source, mask_source), target, jobs)
     written = []
@@ -293,15 +296,17 @@ def _like(image: Any, result: Tensor) -> Any:
 def _file_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, Path]]:
     if mask.is_dir():
         raise IsADirectoryError(
-            f"inpaint: mask must be a file, as the image {image} is, got the folder {mask}"
+            f"{about('inpaint', 'mask')} must be a file, as the image {image} is, got the folder {mask}"
         )
     if output.is_dir():
         raise IsADirectoryError(
-            f"inpaint: output must be a file, as the image {image} is, got the folder {output}"
+            f"{about('inpaint', 'output')} must be a file, as the image {image} is, got the folder {output}"
         )
     _format(output)
     if not output.parent.is_dir():
-        raise NotADirectoryError(f"inpaint: output must go into an existing folder, {output.parent} is none")
+        raise NotADirectoryError(
+            f"{about('inpaint', 'output')} must go into an existing folder, {output.parent} is none"
+        )
     check_folder("inpaint", "the folder of output", output.parent)
     return [(image, mask, output)]
 
@@ -344,7 +349,8 @@ def _format(file: Path) -> str:
     name: str = pil.registered_extensions().get(file.suffix.lower(), "")
     if name not in pil.SAVE:
         raise ValueError(
-            f"inpaint: output must have the extension of a format that Pillow writes, as .png, got {file}"
+            f"{about('inpaint', 'output')} must have the extension of a format that Pillow writes, as .png, "
+            f"got {file}"
         )
     return name
 
@@ -353,11 +359,15 @@ def _check_apart(inputs: tuple[Path, Path], output: Path, jobs: list[tuple[Path,
     """No output may replace an input, or be one the next time."""
     places = [path.resolve() for path in inputs]
     if any(output.resolve().is_relative_to(place) for place in places):
-        raise ValueError(f"inpaint: output must be apart from the image and the mask, got {output}")
+        raise ValueError(
+            f"{about('inpaint', 'output')} must be apart from the image and the mask, got {output}"
+        )
     read = {path.resolve() for job in jobs for path in job[:2]}
     for _, _, file in jobs:
         if file.resolve() in read:
-            raise ValueError(f"inpaint: output must not replace an image or a mask, {file} is one")
+            raise ValueError(
+                f"{about('inpaint', 'output')} must not replace an image or a mask, {file} is one"
+            )
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ._arguments import about
 from ._vgg16 import POOLS, load_vgg16, vgg16_features
 
 __all__ = ["WEIGHTS", "InpaintingLoss", "gram_matrix", "load_vgg16", "vgg16_features"]
@@ -41,9 +42,11 @@ def merged_weights(user: str, weights: Mapping[str, float]) -> dict[str, float]:
     """
     merged = {**WEIGHTS, **weights}
     if merged.keys() != WEIGHTS.keys():
-        raise ValueError(f"{user}: weights may have the names {', '.join(WEIGHTS)}, got {[*weights]}")
+        raise ValueError(
+            f"{about(user, 'weights')} may have the names {', '.join(WEIGHTS)}, got {[*weights]}"
+        )
     if not all(math.isfinite(w) and w >= 0 for w in merged.values()) or not any(merged.values()):
-        raise ValueError(f"{user}: weights must be finite, at least 0 and not all 0, got {merged}")
+        raise ValueError(f"{about(user, 'weights')} must be finite, at least 0 and not all 0, got {merged}")
     return {name: float(weight) for name, weight in merged.items()}
 
 

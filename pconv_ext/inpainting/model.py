@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import upcat_partial_conv2d
 from ..modules import MSFEF, PartialConv2d
+from ._arguments import about, named
 
 __all__ = ["InpaintingNet", "composite"]
 
@@ -101,11 +102,12 @@ class InpaintingNet(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        user = "InpaintingNet"
         if width < 1:
-            raise ValueError(f"InpaintingNet: width must be at least 1, got {width}")
+            raise ValueError(f"{about(user, 'width')} must be at least 1, got {width}")
         if depth < 2 or not 0 <= msfef_stages <= depth:
             raise ValueError(
-                "InpaintingNet: depth must be at least 2 and msfef_stages from 0 to depth, "
+                f"{about(user, 'depth')} must be at least 2 and {named('msfef_stages')} from 0 to depth, "
                 f"got depth {depth}, msfef_stages {msfef_stages}"
             )
         sizes = _per_stage(kernel_sizes, msfef_stages)
@@ -166,8 +168,8 @@ def _per_stage(kernel_sizes: Sequence[int] | Sequence[Sequence[int]], stages: in
         return [tuple(cast("Sequence[int]", kernel_sizes))] * stages
     if not all(nested) or len(nested) != stages:
         raise ValueError(
-            "InpaintingNet: kernel_sizes must be ints, or one sequence of ints for each of the "
-            f"{stages} msfef_stages, got {kernel_sizes!r}"
+            f"{about('InpaintingNet', 'kernel_sizes')} must be ints, or one sequence of ints for each of the "
+            f"{stages} {named('msfef_stages')}, got {kernel_sizes!r}"
         )
     return [tuple(sizes) for sizes in cast("Sequence[Sequence[int]]", kernel_sizes)]
 

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from .. import tables
-from .._arguments import choice, integer
+from .._arguments import about, choice, integer
 from .._device import find_device
 from .._files import check_folder, write_atomically
 from .._random import SEED_LIMIT
@@ -76,15 +76,17 @@ def evaluate(
 ) -> None:
     """Measure a network: L2, SSIM, PSNR and LPIPS for each bin of hole ratios."""
     for name, value, least, below in (
-        ("--batch-size", batch_size, 1, None),
-        ("--seed", seed, 0, SEED_LIMIT),
-        ("--figures", figures, 0, None),
-        ("--limit", 1 if limit is None else limit, 1, None),
+        ("batch_size", batch_size, 1, None),
+        ("seed", seed, 0, SEED_LIMIT),
+        ("figures", figures, 0, None),
+        ("limit", 1 if limit is None else limit, 1, None),
     ):
         integer("evaluate", name, value, least, below)
     if invert_mask and masks is None:
-        raise ValueError("evaluate: --invert-mask is about the pictures of --masks, which is not given")
-    check_folder("evaluate", "--output", output)
+        raise ValueError(
+            f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
+        )
+    check_folder("evaluate", "output", output)
     where = find_device("evaluate", device)
     net = load_net(checkpoint)
     if size is None:
@@ -130,12 +132,12 @@ def evaluate(
 
 
 def _collection(dataset: str, pictures: Path, split: str | None) -> PictureCollection:
-    choice("evaluate", "--dataset", dataset, tuple(DATASETS))
+    choice("evaluate", "dataset", dataset, tuple(DATASETS))
     load, splits = DATASETS[dataset]
     if dataset == "folder":
         if split == "all" or (split is None and not has_split(pictures)):
             return folder(pictures)
-        choice("evaluate", "--split", split or splits[1], ("all", *splits))
+        choice("evaluate", "split", split or splits[1], ("all", *splits))
     return load(pictures, split or splits[1])
 
 

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, TypeAlias
 
-from .._arguments import choice, integer
+from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
 from ..data import DATASETS
-from ..losses import merged_weights
+from ..losses import WEIGHTS, merged_weights
+from .settings import Setting, documented, fields
+
+KernelSizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
 
 CROPS = ("random", "center", "none")
 HOLES = ("rectangle", "irregular")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-#: What may differ when a training is resumed: where the same things lie now, and how long to go on.
-REPLACEABLE = frozenset({"data", "val", "masks", "vgg16", "epochs", "save_every"})
+# By the headings under which commands list them.
+_pictures, _network, _training = (
+    partial(Setting, panel=panel) for panel in ("Pictures and masks", "Network", "Training")
+)
 
 
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(values)
+
+
+def _whole(least: int, below: int | None = None) -> Callable[[str, str, Any], object]:
+    return partial(integer, least=least, below=below)
+
+
+def _real(fits: Callable[[float], bool], expected: str) -> Callable[[str, str, Any], object]:
+    return partial(number, fits=fits, expected=expected)
+
+
+def _one_of(values: Iterable[str]) -> Callable[[str, str, Any], object]:
+    return partial(choice, choices=tuple(values))
+
+
+@documented
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training, with the paper's settings (section 4.2) as defaults.
@@ -28,86 +50,92 @@ class TrainConfig:
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
     are cut to 256x256; the defaults of those are ours.
 
-    Attributes:
-        data: folder of the pictures, or of the data set.
-        dataset: "folder"; "stanford-cars" or "lsun-church" read by torchvision's classes.
-        val: folder of pictures to validate on; None takes Helen's own lists where `data` has them, the data
-            set's second split, or else every tenth picture, in the order of their paths.
-        size: pictures are brought to size x size pixels.
-        crop: "random", "center" or "none", see `pconv_ext.data.PictureDataset`; validation crops the centre.
-        holes: "rectangle" (the paper's) or "irregular" strokes that cover 1 % to 50 %.
-        rectangles: how many of them a mask has.
-        masks: folder of mask pictures, in place of `holes`; invert_mask: their holes are white.
-        width, msfef_stages, kernel_sizes, depth: see `pconv_ext.InpaintingNet`.
-        weights: of the loss terms, those that differ from `pconv_ext.losses.WEIGHTS`.
-        vgg16: file of VGG-16's weights; None downloads them.
-        batch_size: pictures a step, over all processes.
-        epochs: how often every picture is seen.
-        lr, weight_decay: of Adam.
-        patience, factor: epochs without a better validation loss after which lr is multiplied by factor.
-        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has it.
-        save_every: steps between checkpoints, beside one at the end of each epoch.
-        sync_batchnorm: statistics of batch normalisation over all processes' pictures (GPUs only) instead of
-            each process's own.
-        seed: of everything random.
-
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
     """
 
-    data: str
-    dataset: str = "folder"
-    val: str | None = None
-    size: int = 256
-    crop: str = "random"
-    holes: str = "rectangle"
-    rectangles: int = 1
-    masks: str | None = None
-    invert_mask: bool = False
-    width: int = 64
-    msfef_stages: int = 4
-    kernel_sizes: Any = (3, 5, 7)
-    depth: int = 8
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    vgg16: str | None = None
-    batch_size: int = 32
-    epochs: int = 120
-    lr: float = 0.003
-    weight_decay: float = 1e-5
-    patience: int = 5
-    factor: float = 0.5
-    precision: str = "auto"
-    save_every: int = 1000
-    sync_batchnorm: bool = False
-    seed: int = 0
+    data: Annotated[str, _pictures("Folder of pictures, or of a data set.", path=True, replaceable=True)]
+    dataset: Annotated[str, _pictures(f"What {{data}} holds: {_names(DATASETS)}.", _one_of(DATASETS))] = (
+        "folder"
+    )
+    val: Annotated[
+        str | None,
+        _pictures(
+            "Folder of pictures to validate on. Without it Helen's own lists or the data set's second split, "
+            "or every tenth picture.",
+            path=True,
+            replaceable=True,
+        ),
+    ] = None
+    size: Annotated[int, _pictures("Height and width of the pictures, in pixels.", _whole(1))] = 256
+    crop: Annotated[str, _pictures(f"How pictures are cut: {_names(CROPS)}.", _one_of(CROPS))] = "random"
+    holes: Annotated[str, _pictures(f"Masks that are made: {_names(HOLES)} strokes.", _one_of(HOLES))] = (
+        "rectangle"
+    )
+    rectangles: Annotated[int, _pictures("Rectangles in each mask.", _whole(1))] = 1
+    masks: Annotated[
+        str | None,
+        _pictures("Folder of mask pictures, dark = hole, in place of {holes}.", path=True, replaceable=True),
+    ] = None
+    invert_mask: Annotated[bool, _pictures("In the pictures of {masks} light = hole.")] = False
+
+    width: Annotated[int, _network("Channels of the first stage.", _whole(1))] = 64
+    msfef_stages: Annotated[int, _network("Encoder stages that are MSFEF blocks.")] = 4
+    kernel_sizes: Annotated[KernelSizes, _network("Of all MSFEF blocks, or of each.")] = (3, 5, 7)
+    depth: Annotated[int, _network("Encoder stages; each halves the size.")] = 8
+
+    weights: Annotated[
+        Mapping[str, float],
+        _training(
+            "Weights of loss terms by name.",
+            lambda user, name, value: merged_weights(user, value),
+            default=" ".join(f"{name}={value:g}" for name, value in WEIGHTS.items()),
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    vgg16: Annotated[
+        str | None,
+        _training(
+            "File of VGG-16's weights, .pth or .safetensors; without it torchvision downloads them.",
+            path=True,
+            replaceable=True,
+        ),
+    ] = None
+    batch_size: Annotated[int, _training("Pictures a step, over all processes.", _whole(1))] = 32
+    epochs: Annotated[int, _training("How often every picture is seen.", _whole(1), replaceable=True)] = 120
+    lr: Annotated[float, _training("Learning rate of Adam.", _real(lambda x: x > 0, "above 0"))] = 0.003
+    weight_decay: Annotated[
+        float, _training("Weight decay of Adam.", _real(lambda x: x >= 0, "at least 0"))
+    ] = 1e-5
+    patience: Annotated[
+        int, _training("Epochs without a better validation loss before lr shrinks.", _whole(0))
+    ] = 5
+    factor: Annotated[
+        float, _training("What lr is multiplied by then.", _real(lambda x: 0 < x < 1, "between 0 and 1"))
+    ] = 0.5
+    precision: Annotated[
+        str, _training(f"{_names(PRECISIONS)}; auto is bfloat16 on GPUs that have it.", _one_of(PRECISIONS))
+    ] = "auto"
+    save_every: Annotated[
+        int,
+        _training("Steps between checkpoints; one follows each epoch too.", _whole(1), replaceable=True),
+    ] = 1000
+    sync_batchnorm: Annotated[
+        bool, _training("Batch statistics over all processes (GPUs), not each its own.")
+    ] = False
+    seed: Annotated[int, _training("Of everything random.", _whole(0, SEED_LIMIT - 1))] = 0
 
     def __post_init__(self) -> None:
-        for name, values in (
-            ("dataset", tuple(DATASETS)),
-            ("crop", CROPS),
-            ("holes", HOLES),
-            ("precision", PRECISIONS),
-        ):
-            choice("TrainConfig", name, getattr(self, name), values)
-        for name in ("size", "rectangles", "width", "batch_size", "epochs", "save_every"):
-            integer("TrainConfig", name, getattr(self, name), 1)
-        integer("TrainConfig", "patience", self.patience, 0)
-        integer("TrainConfig", "seed", self.seed, 0, SEED_LIMIT - 1)
-        for name, fits in (
-            ("lr", lambda x: x > 0),
-            ("weight_decay", lambda x: x >= 0),
-            ("factor", lambda x: 0 < x < 1),
-        ):
+        for name, field in fields(TrainConfig).items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and fits(value)):
-                wanted = {"lr": "above 0", "weight_decay": "at least 0", "factor": "between 0 and 1"}[name]
-                raise ValueError(f"TrainConfig: {name} must be {wanted}, got {value}")
-        merged_weights("TrainConfig", self.weights)
+            if field.setting.check is not None:
+                field.setting.check("TrainConfig", name, value)
+            if field.setting.path and value is not None:
+                object.__setattr__(self, name, os.fspath(value))  # a string, for JSON
         if self.invert_mask and self.masks is None:
-            raise ValueError("TrainConfig: invert_mask is about the pictures of masks, which is None")
-        for name in ("data", "val", "masks", "vgg16"):  # strings, for JSON
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+            raise ValueError(
+                f"{about('TrainConfig', 'invert_mask')} is about the pictures of {named('masks')}, which is "
+                "None"
+            )
 
     @property
     def net(self) -> dict[str, Any]:
@@ -117,9 +145,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON holds them."""
         values = dataclasses.asdict(self)
-        values["kernel_sizes"] = [
-            list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in self.kernel_sizes
-        ]
+        stages: Any = self.kernel_sizes
+        values["kernel_sizes"] = [list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in stages]
         values["weights"] = merged_weights("TrainConfig", self.weights)
         return values
 
@@ -130,11 +157,12 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: something that would make it another training differs.
     """
+    replaceable = [name for name, field in fields(TrainConfig).items() if field.setting.replaceable]
     asked = TrainConfig(**{**stored, **given}).to_dict()
-    for name in given.keys() - REPLACEABLE:
-        if asked[name] != stored[name]:
+    for name in given:
+        if asked[name] != stored[name] and name not in replaceable:
             raise ValueError(
-                f"a training is resumed with the settings it was begun with: {name} was {stored[name]}, "
-                f"got {asked[name]}; only {', '.join(sorted(REPLACEABLE))} may differ"
+                f"a training is resumed with the settings it was begun with: {named(name)} was "
+                f"{stored[name]}, got {asked[name]}; only {', '.join(map(named, replaceable))} may differ"
             )
     return TrainConfig(**asked)

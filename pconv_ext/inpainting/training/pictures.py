@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import masks
+from .._arguments import named
 from .._random import Stream, generator
 from ..data import DATASETS, InpaintingDataset, PictureCollection, PictureDataset, folder, has_split
 from .config import TrainConfig
@@ -121,7 +122,8 @@ class Batches:
     def __init__(self, length: int, batch_size: int, seed: int, processes: int = 1, rank: int = 0) -> None:
         if batch_size % processes:
             raise ValueError(
-                f"batch_size must be a multiple of the number of processes, got {batch_size} for {processes}"
+                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
+                f"{processes}"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.processes, self.rank = processes, rank
