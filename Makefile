@@ -22,8 +22,8 @@ NVCC_PINNED := nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==1
 SHARE = $$(git rev-list --count HEAD 2>/dev/null || echo 0)/8
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: test bench check check-all lint format typecheck dist deep deep-tests newest-triton as-gpu bench-check \
-	wheel-check clean FORCE
+.PHONY: test bench check check-all lint headers format typecheck dist deep deep-tests newest-triton as-gpu \
+	bench-check wheel-check clean FORCE
 
 test: $(VENV)/.pconv_ext
 	$(BIN)/pytest $(ARGS)
@@ -37,10 +37,18 @@ check: lint typecheck dist deep
 check-all:
 	$(MAKE) check SHARE=0/1
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev headers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/*.cpp
+
+# Each header of the CPU kernels parses alone, as in an editor; of its functions it need not use any.
+headers: $(patsubst %,%.alone,$(wildcard csrc/*.h csrc/cpu/*.h))
+
+TORCH_OF = -c 'from importlib import util; print(*util.find_spec("torch").submodule_search_locations)'
+%.h.alone: %.h $(VENV)/.dev
+	@$(CXX) -std=c++17 -fvisibility=hidden -fsyntax-only -Wall -Werror -Wno-unused-function \
+		-isystem "$$($(BIN)/python $(TORCH_OF))/include" -include $< -x c++ /dev/null
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _backends, _checks, reference
+from . import _backends, reference
 from ._geometry import IntOrPair, Padding
+from .ops import msfef as _msfef
+from .ops import partial_conv2d as _partial_conv2d
+from .ops import upcat_partial_conv2d as _upcat_partial_conv2d
 
 
 def partial_conv2d(
@@ -54,11 +57,8 @@ def partial_conv2d(
         ValueError: a wrong rank, shape, device, stride, padding, dilation, group count or backend name.
         RuntimeError: a backend asked for by name is not available here.
     """
-    geometry = _checks.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
-    if mask is not None and mask.shape[1] > 1 and mask.stride(1) == 0:
-        mask = mask[:, :1]  # an expanded plane, as PartialConv2d(multi_channel=True) returns: same ratios
-    args = (x, mask, weight, bias, *geometry)
-    operators = _backends.choose("partial_conv2d", backend, args)
+    args = _partial_conv2d.check(x, mask, weight, bias, stride, padding, dilation, groups)
+    operators = _backends.choose(_partial_conv2d.call(*args), backend)
     if operators is None:
         return reference.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
     result: tuple[Tensor, Tensor] = operators.partial_conv2d(*args)
@@ -103,9 +103,8 @@ def msfef(
         ValueError: a wrong rank, shape, device, stride or backend name; even, repeated or no kernels.
         RuntimeError: a backend asked for by name is not available here.
     """
-    strides = _checks.msfef(x, mask, weights, biases, scales, stride)
-    args = (x, mask, weights, biases or [], scales, strides)
-    operators = _backends.choose("msfef", backend, args)
+    args = _msfef.check(x, mask, weights, biases, scales, stride)
+    operators = _backends.choose(_msfef.call(*args), backend)
     if operators is None:
         return reference.msfef(x, mask, weights, biases, scales, stride)
     result: tuple[Tensor, Tensor] = operators.msfef(*args)
@@ -146,9 +145,8 @@ def upcat_partial_conv2d(
         ValueError: a wrong rank, shape, device or backend name.
         RuntimeError: a backend asked for by name is not available here.
     """
-    _checks.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
-    args = (x_low, mask_low, skip, mask_skip, weight, bias)
-    operators = _backends.choose("upcat_partial_conv2d", backend, args)
+    args = _upcat_partial_conv2d.check(x_low, mask_low, skip, mask_skip, weight, bias)
+    operators = _backends.choose(_upcat_partial_conv2d.call(*args), backend)
     if operators is None:
         return reference.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
     result: tuple[Tensor, Tensor] = operators.upcat_partial_conv2d(*args)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import _cuda
-from ._backends import backends
+from ._backends import backends, cuda
 
 #: Distributions whose versions decide what works.
 PACKAGES = ("numpy", "triton", "torchvision", "typer")
@@ -103,8 +102,8 @@ def _gpus() -> Iterator[tuple[str, str]]:
             yield f"GPU {i}", f"{torch.cuda.get_device_name(i)}, compute capability {major}.{minor}"
         except (AssertionError, RuntimeError) as error:  # a driver too old for this torch
             yield f"GPU {i}", " ".join(str(error).split())
-    if not _cuda.REASON:
-        yield "CUDA kernels", _cuda.library_build()
+    if not cuda.REASON:
+        yield "CUDA kernels", cuda.library_build()
 
 
 def _variables() -> Iterator[tuple[str, str]]:

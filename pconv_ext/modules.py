@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import _backends
 from .functional import msfef, partial_conv2d
@@ -83,6 +86,16 @@ class PartialConv2d(nn.Conv2d):
         """
         out, new_mask = self.partial_conv(input, mask_in)
         return (out, new_mask) if self.return_mask else out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # copy.deepcopy, with which torch.nn.utils.fuse_conv_bn_eval begins: for all it knows this is a Conv2d
+        caller = sys._getframe(2).f_code if sys._getframe(1).f_code is copy.deepcopy.__code__ else None
+        if caller is fuse_conv_bn_eval.__code__:
+            raise TypeError(
+                "PartialConv2d: fuse_conv_bn_eval cannot fuse it with a batch normalisation, which makes of "
+                "the zeros in dead windows what no weight and bias can; leave the two as they are"
+            )
+        return super().__reduce_ex__(protocol)
 
     def extra_repr(self) -> str:
         return (

@@ -16,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _autocast, _checks
+from . import _autocast
 from ._geometry import Geometry, IntOrPair, Padding, centred, memory_format
+from .ops import msfef as _msfef
+from .ops import partial_conv2d as _partial_conv2d
+from .ops import upcat_partial_conv2d as _upcat_partial_conv2d
 
 
 def partial_conv2d(
@@ -31,7 +34,10 @@ def partial_conv2d(
     groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Partial convolution, equations (1) and (2) of Liu et al. 2018; see `pconv_ext.partial_conv2d`."""
-    geometry = _checks.partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups)
+    *_, strides, paddings, dilations, groups = _partial_conv2d.check(
+        x, mask, weight, bias, stride, padding, dilation, groups
+    )
+    geometry = Geometry(strides, paddings, dilations, groups)
     device_type = x.device.type
     if _autocast.active(device_type):
         x, weight = _autocast.cast(x, device_type), _autocast.cast(weight, device_type)
@@ -57,7 +63,7 @@ def msfef(
     stride: IntOrPair = 1,
 ) -> tuple[Tensor, Tensor]:
     """Scaled sum of partial convolutions of several kernel sizes; see `pconv_ext.msfef`."""
-    strides = _checks.msfef(x, mask, weights, biases, scales, stride)
+    *_, strides = _msfef.check(x, mask, weights, biases, scales, stride)
     device_type = x.device.type
     if _autocast.active(device_type):
         x, scales = _autocast.cast(x, device_type), _autocast.cast(scales, device_type)
@@ -91,7 +97,7 @@ def upcat_partial_conv2d(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Partial convolution of ``cat(up(x_low), skip)``; see `pconv_ext.upcat_partial_conv2d`."""
-    _checks.upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
+    _upcat_partial_conv2d.check(x_low, mask_low, skip, mask_skip, weight, bias)
     device_type = skip.device.type
     if _autocast.active(device_type):
         x_low, skip, weight = (_autocast.cast(t, device_type) for t in (x_low, skip, weight))

@@ -1,6 +1,20 @@
 // Bands: the part of a batch that one visit works on. Features enter as masked, padded [rows, Wp, C] copies
 // (the up-sampled and concatenated input exists only as such a band), gradients as scaled copies, results
 // leave through `write_panel`.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "isa.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 // Consecutive rows [begin, end) of one image.
 struct Slice {
@@ -125,6 +139,9 @@ struct FeatureBand {
   }
 };
 
+constexpr int64_t kTileCacheBytes = 512 << 10;  // features and results of a band that one thread works on
+constexpr int64_t kSharedBandBytes = 32 << 20;  // the same where all threads work on one band
+
 // Rows of a band: what fits the budget, but a share for every thread where each works on bands of its own.
 PCONV_INLINE int64_t rows_per_band(int64_t budget, int64_t row_bytes, int64_t total_rows, int64_t threads) {
   return std::max<int64_t>(1, std::min(budget / row_bytes, (total_rows + threads - 1) / threads));
@@ -212,3 +229,7 @@ static void write_panel(DType dtype, const T* pixels, int64_t columns, int64_t w
   transpose(pixels, columns, n, width, scratch.data(), n);
   for (int64_t c = 0; c < width; ++c) narrow(dtype, scratch.data() + c * n, n, out.data, base + c * H * W);
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,7 +1,8 @@
 // Chooses the implementation that this processor can run.
 #include <cstdlib>
+#include <cstring>
 
-#include "isa_includes.h"
+#include "problem.h"
 
 namespace pconv {
 
@@ -11,7 +12,7 @@ namespace pconv {
   extern const Engine<double> engine_double; \
   }
 PCONV_DECLARE(baseline)
-#if PCONV_X86
+#if defined(__x86_64__)
 PCONV_DECLARE(avx2)
 PCONV_DECLARE(avx512)
 #endif
@@ -20,7 +21,7 @@ namespace {
 enum class Isa { baseline, avx2, avx512 };
 // The best this processor has, at most what torch's own ATEN_CPU_CAPABILITY (default, avx2, avx512) allows.
 Isa detect() {
-#if PCONV_X86
+#if defined(__x86_64__)
   const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
   if (limit && !std::strcmp(limit, "default")) return Isa::baseline;
   // F16C came before AVX2 in every line of processors, and older compilers cannot ask for it.
@@ -41,7 +42,7 @@ const char* instruction_set() {
   return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
 }
 
-#if PCONV_X86
+#if defined(__x86_64__)
 #define PCONV_SELECT(T, name)                              \
   template <>                                              \
   const Engine<T>& engine<T>() {                           \

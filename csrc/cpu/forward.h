@@ -1,8 +1,24 @@
 // out = m' o (sum over passes of s_pass o conv(V_pass) + bias), rows of one band against panels of output
 // channels.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
 
-constexpr int64_t kTileCacheBytes = 512 << 10;  // features and results of a band that one thread works on
-constexpr int64_t kSharedBandBytes = 32 << 20;  // the same where all threads work on one band
+#include "../pixel.h"
+#include "bands.h"
+#include "forward_dots.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "pack.h"
+#include "passes.h"
+#include "problem.h"
+#include "tiles.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 PCONV_INLINE bool bits_available(const Geometry& g) {
   return g.dh == 1 && g.dw == 1 && g.kw <= 8 && g.kh * g.kw < 64;
@@ -209,3 +225,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
     });
   }
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

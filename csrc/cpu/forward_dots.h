@@ -2,6 +2,22 @@
 // here
 //   out = m' o (sum_i r_i a_i o <W_i, window_i> + bias)
 // is taken as dot products of gathered windows with the weights as they lie, branch by branch.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../pixel.h"
+#include "bands.h"
+#include "isa.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
+
 constexpr int64_t kDotPixels = 16;
 
 // out[i][j] = <a[i], b[j]>, n entries each.
@@ -101,3 +117,7 @@ static void forward_dots(const Problem<T>& p, const T* bias, Target out) {
   for (const Slice& s : band)
     write_panel(p.dtype, results + s.n * g.Ho * g.Wo * g.O, g.O, g.O, out, g.O, g.Ho, g.Wo, s, 0, scratch);
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,6 +1,25 @@
 // dL/dx = sum over passes of conv_transposed(s_pass o m' o dL/dy, V_pass), gathered: rows are stored pixels
 // of one source, sorted by class (the residue modulo the stride) since each class meets its own taps. Holes
 // get exactly 0.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../pixel.h"
+#include "bands.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "pack.h"
+#include "passes.h"
+#include "problem.h"
+#include "tiles.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 // A gradient pixel that a class of input rows (or columns) meets, relative to the row's base, and the kernel
 // rows of the largest kernel that connect them: one, or two where an up-sampled source is summed over its
@@ -372,3 +391,7 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
   for (size_t i = 0; i < views.size(); ++i)
     if (out[i].data) grad_source(p, grad, views[i], p.sources[i], out[i]);
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,4 +1,21 @@
 // dL/dV_pass = sum over pixels of window(x o m) (outer) s_pass m' dL/dy: one outer product per tap and panel.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../pixel.h"
+#include "bands.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "pack.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 // What one pass reduces over: pixels of a band, each with its window and its scaled gradient.
 template <class T>
@@ -282,3 +299,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
       grad_scales[branch][o] = static_cast<T>(sum);
     }
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,5 +1,14 @@
 // The two inner kernels: C += s o (A B) over row pointers, and its transpose for weights. Both keep kRows x
 // NV vectors of C in registers; a panel of B is up to kPanelVectors vectors wide.
+#pragma once
+#include <cstdint>
+
+#include "isa.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 constexpr int64_t kRows = 6;
 constexpr int64_t kPanelVectors = PCONV_VECTOR_BYTES == 64 ? 4 : 2;
@@ -153,3 +162,7 @@ static void outer(int64_t vectors, int64_t rows, const T* a, const PixelPair* pi
       return outer_rows<T, 1>(rows, a, pixels, n, b, c, ldc);
   }
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,4 +1,18 @@
 // Weights into panels and gradients back out of them: fold (V = a o W), merge, transpose.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+#include "microkernels.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 // dst (=|+=) factor o src, `columns` wide.
 template <class T>
@@ -132,3 +146,7 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
     }
   }
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

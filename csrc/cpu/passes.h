@@ -8,6 +8,21 @@
 // pixels, so the taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a
 // pass of its own. On the smallest maps packing the four kernels costs more than it saves: there bands are
 // up-sampled as they are loaded.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../pixel.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "problem.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
+
 constexpr int64_t kMergePixels = 192;
 
 // A source as the convolution meets it: the geometry of its stored map, and its place in the concatenation.
@@ -244,3 +259,7 @@ static int64_t reduction_rows(const std::vector<Pass>& passes, const std::vector
   for (const Pass& pass : passes) rows += pass.taps() * views[pass.source].g.Cg();
   return rows;
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,5 +1,19 @@
 // Rows of the implicit GEMM (one output pixel each) gathered into tiles of kRows, and the segments a tile
 // needs: taps that no row of the tile can use (outside the image, or holes) are left out.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "isa.h"
+#include "microkernels.h"
+#include "passes.h"
+#include "vec.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 constexpr uint64_t kAllTaps = ~uint64_t{0};
 constexpr int64_t kBlock =
@@ -138,3 +152,7 @@ PCONV_INLINE uint64_t window_bits(const uint8_t* valid, int64_t stride, int64_t 
   }
   return bits;
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,6 +1,18 @@
-// Vectors of the instruction set this file is compiled for (PCONV_VECTOR_BYTES), conversions and the block
-// transpose. No include guard and no namespace of its own: each isa_*.cpp includes it once, inside its
-// namespace.
+// Vectors of the instruction set (PCONV_VECTOR_BYTES), conversions and the block transpose.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+#include "problem.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
 
 template <class T>
 struct VecOf;
@@ -160,3 +172,7 @@ static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols,
 static void transpose(const double* src, int64_t lds, int64_t rows, int64_t cols, double* dst, int64_t ldd) {
   transpose_scalar(src, lds, rows, cols, dst, ldd);
 }
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

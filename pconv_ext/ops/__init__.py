@@ -1,34 +1,36 @@
-"""The operators under PyTorch's dispatcher: schema, fake, autograd formula and autocast of each, one file
-apiece.
+"""The operators under PyTorch's dispatcher. A module here that has an ``OPERATOR`` defines one.
 
-A backend is a namespace: kernels that were compiled for a device are the CPU or CUDA implementation of the
-``pconv_ext::`` operators. `register` gives a namespace its operators; it is called once for each.
+A backend is a namespace: kernels that were compiled for a device are the CPU or CUDA implementation of its
+operators. `register` gives a namespace its operators; it is called once for each.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import torch
 
-from . import msfef, partial_conv2d, upcat_partial_conv2d
+from . import _library
+from ._operator import Operator as Operator
 
-#: What an implementation of a namespace has to provide.
-NAMES = tuple(
-    name + suffix
-    for name in ("partial_conv2d", "msfef", "upcat_partial_conv2d")
-    for suffix in ("", "_backward")
-)
+_MODULES = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+#: By name.
+OPERATORS: dict[str, Operator] = {
+    module.OPERATOR.name: module.OPERATOR for module in _MODULES if hasattr(module, "OPERATOR")
+}
 
 
 def register(namespace: str) -> torch.library.Library:
     """Define all operators in `namespace`, without kernels. They live as long as the returned library."""
     library = torch.library.Library(namespace, "DEF")
-    partial_conv2d.register(library)
-    msfef.register(library)
-    upcat_partial_conv2d.register(library)
+    for operator in OPERATORS.values():
+        _library.define(library, operator)
     return library
 
 
 def missing(namespace: str, device_key: str) -> list[str]:
     """Names of the operators that have no kernel for `device_key` ("CPU", "CUDA") in `namespace`."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return [name for name in NAMES if not has(f"{namespace}::{name}", device_key)]
+    names = [name for operator in OPERATORS.values() for name in operator.names]
+    return [name for name in names if not has(f"{namespace}::{name}", device_key)]

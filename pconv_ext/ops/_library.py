@@ -1,112 +1,63 @@
-"""What the registrations of the operators share.
-
-Autograd is a ``torch.autograd.Function`` with ``forward(ctx, ...)`` under the Autograd key, entered only
-when a gradient is asked for. A recorded call with a kernel that does nothing takes 17 us so, 31 us with
-``setup_context`` and 29 us with ``torch.library.register_autograd``; one without gradients 10, 10 and 12-14
-us (torch 2.13).
-"""
+"""An operator's registration in the namespace of a backend: schema, fake, autograd, autocast, batching."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map, tree_map_only
 
 from .. import _autocast
-from .._geometry import memory_format
+from . import _autograd
+from ._operator import Operator
 
 _AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
-class Operator(NamedTuple):
-    """One operator of one namespace."""
+def define(library: torch.library.Library, operator: Operator) -> None:
+    """Define `operator` and its backward in the namespace of `library`, without kernels."""
+    name, backward_name = operator.names
+    forward = _define(library, name, operator.schema, operator.fake)
+    backward = _define(library, backward_name, operator.backward_schema, operator.fake_backward)
+    library.impl(name, _autograd.kernel(operator, forward, backward), "Autograd")
+    for device_type, key in _AUTOCAST_DEVICES.items():
+        library.impl(name, functools.partial(_autocast_kernel, operator, forward, device_type), key)
 
-    forward: Any  # torch._ops.OpOverload
-    backward: Any
 
-
-def define(library: torch.library.Library, name: str, schema: str, fake: Callable[..., Any]) -> Any:
-    """Define ``library::name`` with its fake (also its Meta kernel) and return the operator."""
+def _define(library: torch.library.Library, name: str, schema: str, fake: Callable[..., Any]) -> Any:
+    """Define ``library::name`` with its fake (also its Meta kernel) and batching rule, and return it."""
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
-    return getattr(getattr(torch.ops, library.ns), name).default
+    defined = getattr(getattr(torch.ops, library.ns), name).default
+    torch.library.register_vmap(defined, functools.partial(_one_by_one, defined), lib=library)
+    return defined
 
 
-def register_autograd(library: torch.library.Library, name: str, kernel: Callable[..., Any]) -> None:
-    """Install `kernel` for the Autograd key of every device."""
-    library.impl(name, kernel, "Autograd")
-
-
-def register_autocast(
-    library: torch.library.Library, operator: Any, cast: Callable[..., tuple[Any, ...]]
-) -> None:
-    """Run `operator` outside of autocast on ``cast(to, *arguments)``; `to` is autocast's cast of a tensor."""
-
-    def autocast_kernel(device_type: str, *args: Any) -> Any:
-        to = functools.partial(_autocast.cast_optional, device_type=device_type)
-        with torch.autocast(device_type, enabled=False):
-            return operator(*cast(to, *args))
-
-    for device_type, key in _AUTOCAST_DEVICES.items():
-        library.impl(operator._schema.name, functools.partial(autocast_kernel, device_type), key)
-
-
-def below_autograd() -> Any:
-    """Context in which an operator's call goes straight to its kernel."""
-    return torch._C._AutoDispatchBelowAutograd()
-
-
-def wants_grad(*tensors: Tensor | None) -> bool:
-    """Whether to record a call; at a forward-mode level too, so that tangents are refused, not lost."""
-    if forward_ad._current_level >= 0:
-        return True
-    if torch.is_grad_enabled():
-        for tensor in tensors:  # a loop, for half the time of any(...)
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
-
-
-def once_differentiable(
-    name: str, backward: Callable[..., tuple[Any, ...]]
-) -> Callable[..., tuple[Any, ...]]:
-    """Make a second derivative through `backward` an error that says what to do instead.
-
-    As ``torch.autograd.function.once_differentiable``, whose message cannot be chosen: a backward pass with
-    ``create_graph=True`` works until something differentiates its result.
-    """
-    message = (
-        f"pconv_ext::{name} is not twice differentiable: its backward was differentiated again. "
-        'Use backend="reference" where second derivatives are needed.'
+def _autocast_kernel(operator: Operator, forward: Any, device_type: str, *arguments: Any) -> Any:
+    """Run outside of autocast, features and parameters cast as a convolution's, masks never."""
+    cast = functools.partial(_autocast.cast, device_type=device_type)
+    arguments = tuple(
+        tree_map_only(Tensor, cast, argument) if i in operator.differentiable else argument
+        for i, argument in enumerate(arguments)
     )
-
-    @functools.wraps(backward)
-    def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        with torch.no_grad():
-            outputs = backward(ctx, *grads)
-        if not torch.is_grad_enabled():
-            return outputs
-        delayed_error: Any = torch._C._functions.DelayedError(message.encode(), len(outputs))
-        watched = (None if out is None else out.detach().requires_grad_() for out in outputs)
-        return tuple(delayed_error(*watched))
-
-    return wrapper
+    with torch.autocast(device_type, enabled=False):
+        return forward(*arguments)
 
 
-def fake_feature_gradient(like: Tensor, needed: bool) -> Tensor:
-    """Gradient of features [N, C, H, W], contiguous in their layout."""
-    return torch.empty_like(like, memory_format=memory_format(like)) if needed else fake_not_needed(like)
+def _one_by_one(defined: Any, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """Batching rule for ``torch.vmap``: a call for each entry of the batch."""
 
+    def entry(argument: Any, dim: Any, i: int) -> Any:
+        if isinstance(argument, (list, tuple)) and dim is not None:
+            return [entry(one, its, i) for one, its in zip(argument, dim, strict=True)]
+        return argument if dim is None else argument.select(dim, i)
 
-def fake_parameter_gradient(like: Tensor, shape: Sequence[int], needed: bool) -> Tensor:
-    """Contiguous gradient of `shape` in the dtype of `like`."""
-    return like.new_empty(shape) if needed else fake_not_needed(like)
-
-
-def fake_not_needed(like: Tensor) -> Tensor:
-    """What a backward operator returns for a gradient that is not needed."""
-    return like.new_empty([0], dtype=torch.float32)
+    calls = [
+        defined(*(entry(argument, dim, i) for argument, dim in zip(arguments, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    results = tree_map(lambda *tensors: torch.stack(tensors), *calls)
+    return results, tree_map(lambda _: 0, results)

@@ -1,8 +1,8 @@
 """One call of an operator, whichever it is: feature maps, the kernels that move over them, and how they move.
 
-Every operator is a sum of convolutions over one image, the concatenation of its sources along the channels. An
-operator's file says how its arguments become a `Call`; checks, fakes, the choice of a backend and the host
-code of the GPU ask a `Call`, never an argument by its position.
+Every operator is a sum of convolutions over one image, the concatenation of its sources along the channels.
+An operator's file says how its arguments become a `Call`; fakes, the choice of a backend and the host code of
+the GPU ask a `Call`, never an argument by its position.
 """
 
 from __future__ import annotations

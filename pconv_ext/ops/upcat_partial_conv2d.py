@@ -4,125 +4,71 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._geometry import memory_format
-from ._library import (
-    Operator,
-    below_autograd,
-    define,
-    fake_feature_gradient,
-    fake_parameter_gradient,
-    once_differentiable,
-    register_autocast,
-    register_autograd,
-    wants_grad,
-)
-
-NAME = "upcat_partial_conv2d"
-#: x_low [N, C1, h, w], mask_low [N or 1, 1, h, w], skip [N, C2, H, W], mask_skip [N or 1, 1, H, W],
-#: weight [C_out, C1 + C2, k, k]
-SCHEMA = (
-    "(Tensor x_low, Tensor? mask_low, Tensor skip, Tensor? mask_skip, Tensor weight, Tensor? bias)"
-    " -> (Tensor, Tensor)"
-)
-#: needs = [x_low, skip, weight, bias]; a gradient that is not needed comes back as float32 [0]
-BACKWARD_SCHEMA = (
-    "(Tensor grad_out, Tensor x_low, Tensor? mask_low, Tensor skip, Tensor? mask_skip, Tensor weight,"
-    " bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+from .. import _checks
+from .._geometry import centred
+from ._operator import Operator
+from .call import Call, Source
 
 
-def fake(
+def check(
     x_low: Tensor,
     mask_low: Tensor | None,
     skip: Tensor,
     mask_skip: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    n, _, h, w = skip.shape
-    out = torch.empty(
-        (n, weight.shape[0], h, w), dtype=skip.dtype, device=skip.device, memory_format=memory_format(skip)
-    )
-    mask = mask_skip if mask_low is None else mask_low
-    return out, skip.new_empty((n, 1, h, w), dtype=skip.dtype if mask is None else mask.dtype)
+) -> tuple[Any, ...]:
+    """The operator's arguments, from those of the public function; else TypeError or ValueError."""
+    op = "upcat_partial_conv2d"
+    _checks.features(op, "x_low", x_low)
+    _checks.features(op, "skip", skip)
+    _checks.like(op, "skip", skip, "x_low", x_low)
+    n, _, h, w = x_low.shape
+    height, width = skip.shape[2], skip.shape[3]
+    # compared as ranges: an export with dynamic sizes then holds for even and odd ones
+    if not (
+        skip.shape[0] == n
+        and 2 * h - 1 <= height
+        and height <= 2 * h
+        and 2 * w - 1 <= width
+        and width <= 2 * w
+    ):
+        raise ValueError(
+            f"{op}: skip must have shape [{n}, C, {2 * h} or {2 * h - 1}, {2 * w} or {2 * w - 1}] to go "
+            f"with x_low {list(x_low.shape)}, got {list(skip.shape)}"
+        )
+    _checks.mask(op, "mask_low", mask_low, "x_low", x_low, per_channel=False)
+    _checks.mask(op, "mask_skip", mask_skip, "skip", skip, per_channel=False)
+    _checks.odd_square(op, "weight", weight, x_low.shape[1] + skip.shape[1], "x_low", x_low)
+    if bias is not None:
+        _checks.vector(op, "bias", bias, weight.shape[0], "x_low", x_low)
+    return x_low, mask_low, skip, mask_skip, weight, bias
 
 
-def fake_backward(
-    grad_out: Tensor,
+def call(
     x_low: Tensor,
     mask_low: Tensor | None,
     skip: Tensor,
     mask_skip: Tensor | None,
     weight: Tensor,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        fake_feature_gradient(x_low, needs[0]),
-        fake_feature_gradient(skip, needs[1]),
-        fake_parameter_gradient(weight, weight.shape, needs[2]),
-        fake_parameter_gradient(weight, weight.shape[:1], needs[3]),
-    )
+    bias: Tensor | None,
+) -> Call:
+    """An up-sampled source and one of the output's size, one branch."""
+    sources = (Source(x_low, mask_low, up=True), Source(skip, mask_skip))
+    biases = () if bias is None else (bias,)
+    geometry = centred(weight.shape[2], (1, 1))
+    return Call("upcat_partial_conv2d", sources, (weight,), biases, None, geometry)
 
 
-class UpcatPartialConv2dFunction(torch.autograd.Function):
-    """Saves the two inputs with their masks as given, and the weight."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        operator: Operator,
-        x_low: Tensor,
-        mask_low: Any,
-        skip: Tensor,
-        mask_skip: Any,
-        weight: Tensor,
-        bias: Any,
-    ) -> Any:
-        with below_autograd():
-            out, new_mask = operator.forward(x_low, mask_low, skip, mask_skip, weight, bias)
-        ctx.save_for_backward(x_low, mask_low, skip, mask_skip, weight)
-        ctx.operator = operator
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(new_mask)
-        return out, new_mask
-
-    @staticmethod
-    def _backward(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Any, ...]:
-        if grad_out is None:
-            return (None,) * 7
-        _, needs_low, _, needs_skip, _, needs_weight, needs_bias = ctx.needs_input_grad
-        needs = [needs_low, needs_skip, needs_weight, needs_bias]
-        grads = ctx.operator.backward(grad_out, *ctx.saved_tensors, needs)
-        grad_low, grad_skip, grad_weight, grad_bias = (
-            grad if need else None for grad, need in zip(grads, needs, strict=True)
-        )
-        return None, grad_low, None, grad_skip, None, grad_weight, grad_bias
-
-    backward = staticmethod(once_differentiable(NAME, _backward))
-
-
-def register(library: torch.library.Library) -> None:
-    """Define the operator and its backward in the namespace of `library`."""
-    operator = Operator(
-        define(library, NAME, SCHEMA, fake),
-        define(library, NAME + "_backward", BACKWARD_SCHEMA, fake_backward),
-    )
-
-    def autograd(
-        x_low: Tensor, mask_low: Any, skip: Tensor, mask_skip: Any, weight: Tensor, bias: Any
-    ) -> Any:
-        if wants_grad(x_low, skip, weight, bias):
-            return UpcatPartialConv2dFunction.apply(operator, x_low, mask_low, skip, mask_skip, weight, bias)
-        with below_autograd():
-            return operator.forward(x_low, mask_low, skip, mask_skip, weight, bias)
-
-    def cast(
-        to: Any, x_low: Tensor, mask_low: Any, skip: Tensor, mask_skip: Any, weight: Tensor, bias: Any
-    ) -> tuple[Any, ...]:
-        return to(x_low), mask_low, to(skip), mask_skip, to(weight), to(bias)
-
-    register_autograd(library, NAME, autograd)
-    register_autocast(library, operator.forward, cast)
+#: x_low [N, C1, h, w], mask_low [N or 1, 1, h, w], skip [N, C2, H, W], mask_skip [N or 1, 1, H, W],
+#: weight [C_out, C1 + C2, k, k]
+OPERATOR = Operator(
+    "upcat_partial_conv2d",
+    "Tensor x_low, Tensor? mask_low, Tensor skip, Tensor? mask_skip, Tensor weight, Tensor? bias",
+    features=("x_low", "skip"),
+    parameters=("weight", "bias"),
+    call=call,
+    unsaved=("bias",),
+)

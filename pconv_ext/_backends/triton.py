@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
-from . import _gpu
+from . import gpu
+from .backend import Backend
 
 #: With TRITON_INTERPRET=1, read when Triton is imported, the kernels run on tensors of the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -26,20 +27,21 @@ REASON = _missing()
 
 def reason() -> str:
     """Why the backend is not available here, in one line; "" if it is."""
-    return REASON or ("" if INTERPRETED else _gpu.reason())
+    return REASON or ("" if INTERPRETED else gpu.reason())
 
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    from .kernels import kernel_set
+    from ..kernels import kernel_set
 
     return kernel_set.triton()
 
 
 def _using() -> AbstractContextManager[None]:
-    from .kernels import kernel_set
+    from ..kernels import kernel_set
 
     return kernel_set.using(_kernels())
 
 
-_library, OPERATORS = _gpu.register("triton", "CPU" if INTERPRETED else "CUDA", _using)
+_library, _operators = gpu.register("triton", "CPU" if INTERPRETED else "CUDA", _using)
+BACKEND = Backend(DEVICE_TYPE, _operators, REASON, gpu.refusal, reason)

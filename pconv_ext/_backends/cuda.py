@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from . import _gpu
+from ..ops.call import Call
+from . import gpu
+from .backend import Backend
 
-LIBRARY = Path(__file__).parent / "libpconv_cuda.so"
+LIBRARY = Path(__file__).parents[1] / "libpconv_cuda.so"
 
 _MAX_KERNELS, _MAX_STRIDE = 31, 128  # of the tables in csrc/cuda/gather_feed.h
 
@@ -22,31 +24,30 @@ REASON = "" if LIBRARY.is_file() else f"{LIBRARY} is not there, since pconv_ext 
 
 def reason() -> str:
     """Why the backend is not available here, in one line; "" if it is."""
-    missing = REASON or _gpu.reason()
+    missing = REASON or gpu.reason()
     if missing:
         return missing
     reasons = [_device_refusal(i) for i in range(torch.cuda.device_count())]
     return "" if "" in reasons else reasons[0]
 
 
-def refusal(op: str, args: tuple[Any, ...]) -> str:
-    """Why the kernels cannot compute ``op(*args)``: as `_gpu.refusal`, and what only these cannot."""
-    if op == "msfef" and len(args[2]) > _MAX_KERNELS:
-        return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(args[2])}"
-    strides = args[5] if op == "msfef" else args[4] if op == "partial_conv2d" else [1]
-    if max(strides) > _MAX_STRIDE:
-        return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(strides)}"
-    return _gpu.refusal(op, args) or (_device_refusal(args[0].device.index) if args[0].is_cuda else "")
+def refusal(call: Call) -> str:
+    """Why the kernels cannot compute `call`: as `gpu.refusal`, and what only these cannot."""
+    if len(call.weights) > _MAX_KERNELS:
+        return f"it takes at most {_MAX_KERNELS} kernels, weights has {len(call.weights)}"
+    if max(call.geometry.stride) > _MAX_STRIDE:
+        return f"it takes strides of at most {_MAX_STRIDE}, stride is {list(call.geometry.stride)}"
+    return gpu.refusal(call) or (_device_refusal(call.like.device.index) if call.like.is_cuda else "")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _device_refusal(index: int) -> str:
-    return _gpu.device_refusal(index) or unsupported(*_build(), torch.cuda.get_device_capability(index))
+    return gpu.device_refusal(index) or unsupported(*_build(), torch.cuda.get_device_capability(index))
 
 
 @lru_cache(maxsize=1)
 def _build() -> tuple[str, int, int]:
-    from .kernels import cuda
+    from ..kernels import cuda
 
     return cuda.build_of(LIBRARY)
 
@@ -91,15 +92,16 @@ def _version(number: int) -> str:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    from .kernels import cuda
+    from ..kernels import cuda
 
     return cuda.load(LIBRARY)
 
 
 def _using() -> AbstractContextManager[None]:
-    from .kernels import kernel_set
+    from ..kernels import kernel_set
 
     return kernel_set.using(_kernels())
 
 
-_library, OPERATORS = _gpu.register("cuda", "CUDA", _using)
+_library, _operators = gpu.register("cuda", "CUDA", _using)
+BACKEND = Backend("cuda", _operators, REASON, refusal, reason)

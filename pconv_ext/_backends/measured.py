@@ -1,6 +1,6 @@
 """Which GPU backend was measured faster: the table that "auto" follows.
 
-``benchmarks/gpu_dispatch.py`` writes dispatch.json from what ``benchmarks/gpu.sh bench`` measured; nobody
+``benchmarks/gpu_dispatch.py`` writes measured.json from what ``benchmarks/gpu.sh bench`` measured; nobody
 edits it by hand. A GPU generation without measurements has no rows, and "auto" keeps its fixed order.
 """
 
@@ -11,18 +11,19 @@ import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-FILE = Path(__file__).with_name("dispatch.json")
+from ..ops.call import Call
+
+FILE = Path(__file__).with_suffix(".json")
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "bfloat16", torch.float32: "float32"}
 FORWARD, TRAINING = "forward", "forward + backward"
 
 
 class Row(NamedTuple):
-    """One measured call, as in dispatch.json."""
+    """One measured call, as in measured.json."""
 
     capability: str  # of the GPU: "9.0"
     operator: str
@@ -59,7 +60,7 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a dispatch.json."""
+    """The rows of a measured.json."""
     return [Row(**row) for row in json.loads(file.read_text())["rows"]]
 
 
@@ -80,14 +81,14 @@ def lookup(key: Key, c_in: int, c_out: int, pixels: int) -> str:
     raise AssertionError("the last limit is infinite")
 
 
-def faster(op: str, args: tuple[Any, ...]) -> str:
-    """The backend measured faster for ``op(*args)``, the operator's checked arguments; "" if none was."""
+def faster(call: Call) -> str:
+    """The backend measured faster for `call`; "" if none was."""
     if not TABLE:
         return ""
-    x: Tensor = args[2] if op == "upcat_partial_conv2d" else args[0]
-    weight: Tensor = args[2][0] if op == "msfef" else args[2] if op == "partial_conv2d" else args[4]
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], x, weight))
-    key = (_capability(x.device.index), op, DTYPES[x.dtype], TRAINING if training else FORWARD)
+    x, weight = call.like, call.weights[0]
+    trained = (*(source.x for source in call.sources), weight)
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained)
+    key = (_capability(x.device.index), call.op, DTYPES[x.dtype], TRAINING if training else FORWARD)
     c_out, c_in = max(weight.shape[0], 1), max(weight.shape[1], 1)
     return lookup(key, c_in, c_out, x.shape[0] * x.shape[2] * x.shape[3])
 

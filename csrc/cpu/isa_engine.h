@@ -1,0 +1,24 @@
+// The engine of one instruction set, its parts in reading order. Only isa_*.cpp includes it, since it defines
+// the engine.
+#pragma once
+#include "isa.h"
+#include "problem.h"
+#include "vec.h"
+#include "microkernels.h"
+#include "passes.h"
+#include "pack.h"
+#include "tiles.h"
+#include "bands.h"
+#include "forward_dots.h"
+#include "forward.h"
+#include "grad_input.h"
+#include "grad_weight.h"
+
+namespace pconv::PCONV_ISA {
+
+extern const Engine<float> engine_float;
+extern const Engine<double> engine_double;
+const Engine<float> engine_float{forward<float>, grad_input<float>, grad_weight<float>};
+const Engine<double> engine_double{forward<double>, grad_input<double>, grad_weight<double>};
+
+}  // namespace pconv::PCONV_ISA

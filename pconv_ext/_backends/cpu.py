@@ -1,0 +1,34 @@
+"""The CPU backend: the extension module ``pconv_ext._C`` adds its kernels to the namespace ``pconv_ext``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+
+from .. import ops
+from .backend import Backend
+
+_PACKAGE = __name__.split(".", maxsplit=1)[0]
+_MODULE = f"{_PACKAGE}._C"
+
+
+def _load() -> str:
+    """Import the extension module. "" if it brought all kernels, else why not, in one line."""
+    folder = Path(__file__).parents[1]
+    if not any(folder.glob("_C.*")):
+        return (
+            f"{_MODULE} is not built in {folder}: run `pip install .` in the checkout, "
+            "and leave the checkout to use an installed copy"
+        )
+    try:
+        importlib.import_module(_MODULE)
+    except ImportError as error:
+        return f"{_MODULE} cannot be loaded: {' '.join(str(error).split())}"
+    missing = ops.missing(_PACKAGE, "CPU")
+    return f"{_MODULE} has no CPU kernel for {', '.join(missing)}" if missing else ""
+
+
+_library = ops.register("pconv_ext")  # before the extension module, which adds kernels to these schemas
+BACKEND = Backend("cpu", torch.ops.pconv_ext, _load())
