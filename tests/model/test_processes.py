@@ -109,7 +109,7 @@ def test_an_error_of_the_first_process_is_told_once(pictures, tmp_path):
     process = command("train", pictures, *OPTIONS, "-o", tmp_path / "run", module=launch)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert errors.count("pconv-ext: train: output must be a folder") == 1
+    assert errors.count("pconv-ext: train: --output must be a folder") == 1
 
 
 def test_a_batch_must_divide(pictures, tmp_path, monkeypatch):

@@ -198,8 +198,8 @@ class TestErrors:
             ([pictures, "--kernel-sizes", "3;5"], "must look like 3,5,7 or 3,5,7/3,5, got '3;5'"),
             ([pictures, "--holes", "round"], "holes must be one of 'rectangle', 'irregular', got 'round'"),
             ([pictures, "--device", "gpu7"], "device must be one that torch can use here"),
-            ([pictures, "--sync-batchnorm"], "sync_batchnorm needs GPUs"),
-            ([pictures, "--invert-mask"], "invert_mask is about the pictures of masks"),
+            ([pictures, "--sync-batchnorm"], "--sync-batchnorm needs GPUs"),
+            ([pictures, "--invert-mask"], "--invert-mask is about the pictures of --masks"),
             ([pictures, "--weights=style=nan"], "weights must be finite"),
         ):
             assert expected in self.fails(capsys, *OPTIONS, *arguments, "-o", folder), arguments
@@ -213,7 +213,7 @@ class TestErrors:
         before = {file.name: file.read_bytes() for file in folder.glob("*.*")}
         for arguments, expected in (
             ([pictures], "holds a training already"),
-            (["--resume", "--lr", "0.5"], "lr was 0.01, got 0.5"),
+            (["--resume", "--lr", "0.5"], "--lr was 0.01, got 0.5"),
             ([fewer, "--resume"], "11 pictures to train and 2 to validate on, got 3 and 1"),
         ):
             assert expected in self.fails(capsys, *arguments, "-o", folder)
