@@ -40,7 +40,7 @@ check-all:
 lint: $(VENV)/.dev headers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/support/*.cpp
 
 # Each header of the CPU kernels parses alone, as in an editor; of its functions it need not use any.
 headers: $(patsubst %,%.alone,$(wildcard csrc/*.h csrc/cpu/*.h))
@@ -53,7 +53,7 @@ TORCH_OF = -c 'from importlib import util; print(*util.find_spec("torch").submod
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP) tests/*.cpp
+	$(BIN)/clang-format -i $(CPP) tests/support/*.cpp
 
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
@@ -82,7 +82,8 @@ deep-tests: $(VENV)/.dev $(COMPILERS)/wheel/.ready
 
 # Its kernels with the Triton of this environment, the newest where nothing else was asked for.
 newest-triton: $(VENV)/.dev
-	$(BIN)/pytest -m deep $(SPREAD) tests/test_triton.py tests/test_triton_interpreter.py $(ARGS)
+	$(BIN)/pytest -m deep $(SPREAD) -k triton \
+		tests/backends/test_gpu_kernels.py tests/emulator/test_triton_interpreter.py $(ARGS)
 
 as-gpu: $(VENV)/.dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -m "" --as-gpu $(SPREAD) --share=$(SHARE) $(ARGS)

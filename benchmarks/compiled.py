@@ -2,7 +2,7 @@
 
 ``python benchmarks/compiled.py`` compiles them ahead of time for sm_80 and sm_90, reads registers, spills,
 shared memory and instructions from the machine code with the tools in Triton's own wheel, prints a table and
-writes results/triton-compiled.json. tests/test_compiled.py asserts on the same figures.
+writes results/triton-compiled.json. tests/machine_code/test_triton_compiled.py asserts on the same figures.
 """
 
 from __future__ import annotations

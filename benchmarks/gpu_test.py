@@ -25,12 +25,16 @@ from runner import machine
 ROOT = Path(__file__).resolve().parents[1]
 #: Every operator once; what only a GPU shows; kernels; operators; what is built on them. Then the others.
 FIRST = (
-    *("every_operator", "gpu", "cuda", "cuda_few_inputs", "cuda_few_outputs", "cuda_few_inputs_gradients"),
-    *("cuda_few_outputs_gradients", "triton", "partial_conv2d", "msfef", "upcat_partial_conv2d", "modules"),
-    *("dispatcher", "determinism", "model/test_model", "reference", "backends"),
+    "operators/test_every_operator",
+    *(f"backends/test_{name}" for name in ("gpu", "gpu_kernels", "cuda")),
+    *(f"backends/test_cuda_few_{name}" for name in ("inputs", "outputs")),
+    *(f"backends/test_cuda_few_{name}_gradients" for name in ("inputs", "outputs")),
+    *(f"operators/test_{name}" for name in ("partial_conv2d", "msfef", "upcat_partial_conv2d")),
+    *("modules/test_modules", "dispatcher/test_dispatcher", "operators/test_determinism"),
+    *("inpainting/test_model", "operators/test_reference", "backends/test_backends"),
 )
-#: Of what stands in for a GPU, of this file, of what pinned compilers make.
-ELSEWHERE = ("emulation", "triton_interpreter", "gpu_test_driver", "compiled", "cuda_compiled")
+#: Of what stands in for a GPU, of training and evaluation, of what pinned compilers make, of this file.
+ELSEWHERE = ("emulator/", "inpainting/", "machine_code/", "tooling/test_gpu_test_driver")
 ENDED = {0, 1, 5}  # exit codes of pytest that went through its share, 5 where the share was empty
 
 
@@ -44,10 +48,10 @@ class Process(NamedTuple):
 
 def test_files() -> list[str]:
     """All that need no more than the operators and the network, in the order of `FIRST`."""
-    first = [name if "/" in name else f"test_{name}" for name in FIRST]
-    others = sorted(file.stem for file in (ROOT / "tests").glob("test_*.py"))
-    skipped = {*first, *(f"test_{name}" for name in ELSEWHERE)}
-    return [f"tests/{name}.py" for name in (*first, *(name for name in others if name not in skipped))]
+    tests = ROOT / "tests"
+    found = sorted(str(file.relative_to(tests).with_suffix("")) for file in tests.rglob("test_*.py"))
+    others = [name for name in found if name not in FIRST and not name.startswith(ELSEWHERE)]
+    return [f"tests/{name}.py" for name in (*FIRST, *others)]
 
 
 def start(index: int, count: int, files: list[str], options: list[str], results: Path) -> Process:

@@ -1,7 +1,7 @@
 """Block sizes of the matrix kernels, by element type and GPU generation.
 
 What the compiler makes of each configuration (registers, spills, shared memory, instructions) is asserted by
-tests/test_compiled.py and recorded in benchmarks/results/triton-compiled.json.
+tests/machine_code/test_triton_compiled.py and recorded in benchmarks/results/triton-compiled.json.
 """
 
 from __future__ import annotations

@@ -8,13 +8,9 @@ import warnings
 import zlib
 from pathlib import Path
 
-import emulated_cuda
-import outcomes
 import pytest
-import selection
 import torch
-import triton_bounds
-import triton_interpreter
+from support import emulated_cuda, outcomes, selection, triton_bounds, triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,7 +61,7 @@ def pytest_configure(config):
     if config.option.as_gpu:
         if torch.cuda.is_available():
             raise pytest.UsageError("--as-gpu is for machines without a GPU")
-        import as_gpu
+        from support import as_gpu
 
         as_gpu.use(_emulated(config))
     if config.option.outcomes and not hasattr(config, "workerinput"):
@@ -76,7 +72,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     kept = items
     if config.option.as_gpu:
-        import as_gpu
+        from support import as_gpu
 
         kept = [item for item in kept if as_gpu.runs(item)]
     if config.option.share:

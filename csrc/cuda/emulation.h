@@ -2,10 +2,10 @@
 // threads are fibers that take turns at barriers. Slow, deterministic, one block after the other.
 //
 // Shared memory begins as 0xFF (NaN in every floating type), and copies of cp_async arrive only when they are
-// waited for. With tests/emulated_checks.cpp, a part of every such build, a launch fails that a GPU would
-// refuse, or where it may do anything: accesses that no barrier orders, that are misaligned, or outside of
-// shared memory and the tensors of the launch; lanes of a warp that meet at different instructions; barriers
-// that cannot be passed. What stays unseen: speed.
+// waited for. With tests/support/emulated_checks.cpp, a part of every such build, a launch fails that a GPU
+// would refuse, or where it may do anything: accesses that no barrier orders, that are misaligned, or outside
+// of shared memory and the tensors of the launch; lanes of a warp that meet at different instructions;
+// barriers that cannot be passed. What stays unseen: speed.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -87,7 +87,7 @@ constexpr size_t kShared = 48 << 10;
 constexpr size_t kSharedAlignment = 128;
 inline std::set<const void*> allowed_shared;  // kernels that may have more than kShared
 
-// What tests/emulated_checks.cpp defines. `code` is the instruction.
+// What tests/support/emulated_checks.cpp defines. `code` is the instruction.
 // Tells of something wrong, to fail this launch.
 void found(const char* what, const void* code = nullptr);
 // The findings since the last call, and the first of them in words.

@@ -5,11 +5,12 @@ import inspect
 
 import pytest
 import typer
+from support.trainings import OPTIONS, make_pictures
 
 from pconv_ext.inpainting._random import Stream
 from pconv_ext.inpainting.cli import app, run
 from pconv_ext.inpainting.training.settings import fields
-from pconv_ext.training import TrainConfig, train
+from pconv_ext.training import TrainConfig
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 #: What commands take beside the settings.
@@ -53,7 +54,9 @@ def test_options_tell_the_defaults():
         default = FIELDS[name].default if name in FIELDS else None
         if isinstance(default, (int, float, str)) and default is not False:
             assert option.help.endswith(f" (default: {default})")
-    assert parameters("train")["weights"].help.endswith("(default: avail=1 missing=6 perceptual=0.01 style=120)")
+    assert parameters("train")["weights"].help.endswith(
+        "(default: avail=1 missing=6 perceptual=0.01 style=120)"
+    )
     assert parameters("train")["kernel_sizes"].help.endswith("(default: 3,5,7)")
 
 
@@ -100,15 +103,15 @@ def test_errors_of_the_parts_name_options(tmp_path, capsys, arguments, expected)
     from support.trainings import make_pictures
 
     (tmp_path / "pictures").mkdir()
-    command = ["train", str(make_pictures(tmp_path / "pictures")), "--weights=perceptual=0", "--weights=style=0"]
+    command = [
+        "train",
+        str(make_pictures(tmp_path / "pictures")),
+        "--weights=perceptual=0",
+        "--weights=style=0",
+    ]
     with pytest.raises(SystemExit):
         run([*command, "-o", str(tmp_path / "run"), *arguments])
     assert expected in capsys.readouterr().err
-
-
-def test_other_settings_than_before(tmp_path):
-    with pytest.raises(ValueError, match="data must be given"):
-        train({}, tmp_path / "run")
 
 
 def test_streams_of_random_numbers_keep_their_numbers():
