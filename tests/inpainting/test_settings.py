@@ -100,17 +100,9 @@ def test_errors_name_what_was_given(tmp_path, capsys, settings, expected):
     ],
 )
 def test_errors_of_the_parts_name_options(tmp_path, capsys, arguments, expected):
-    from support.trainings import make_pictures
-
-    (tmp_path / "pictures").mkdir()
-    command = [
-        "train",
-        str(make_pictures(tmp_path / "pictures")),
-        "--weights=perceptual=0",
-        "--weights=style=0",
-    ]
+    make_pictures(tmp_path)
     with pytest.raises(SystemExit):
-        run([*command, "-o", str(tmp_path / "run"), *arguments])
+        run(["train", str(tmp_path), *OPTIONS, "-o", str(tmp_path / "run"), *arguments])
     assert expected in capsys.readouterr().err
 
 

@@ -42,6 +42,10 @@ def _one_of(values: Iterable[str]) -> Callable[[str, str, Any], object]:
     return partial(choice, choices=tuple(values))
 
 
+def _loss_weights(user: str, name: str, value: Any) -> object:
+    return merged_weights(user, value)
+
+
 @documented
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -88,7 +92,7 @@ class TrainConfig:
         Mapping[str, float],
         _training(
             "Weights of loss terms by name.",
-            lambda user, name, value: merged_weights(user, value),
+            _loss_weights,
             default=" ".join(f"{name}={value:g}" for name, value in WEIGHTS.items()),
         ),
     ] = dataclasses.field(default_factory=dict)
