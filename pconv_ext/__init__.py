@@ -9,14 +9,16 @@ _package = _Path(__file__).resolve().parent
 if not (_package / "kernels").is_dir() and (_package.parent / "kernels" / "__init__.py").is_file():
     __path__.append(str(_package.parent))  # in a checkout `pconv_ext.kernels` is the folder beside this one
 
-from . import checkpoint as checkpoint  # noqa: E402
 from . import compat, reference  # noqa: E402
-from . import masks as masks  # noqa: E402
 from ._backends import backends  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
 from .functional import msfef, partial_conv2d, upcat_partial_conv2d  # noqa: E402
-from .inpainter import Inpainter  # noqa: E402
-from .model import InpaintingNet, composite  # noqa: E402
+from .inpainting import checkpoint as checkpoint  # noqa: E402
+from .inpainting import inpainter as inpainter  # noqa: E402
+from .inpainting import masks as masks  # noqa: E402
+from .inpainting import model as model  # noqa: E402
+from .inpainting.inpainter import Inpainter  # noqa: E402
+from .inpainting.model import InpaintingNet, composite  # noqa: E402
 from .modules import MSFEF, PartialConv2d  # noqa: E402
 
 __all__ = [
