@@ -103,6 +103,14 @@ def pair(op: str, name: str, value: IntOrPair, minimum: int) -> list[int]:
     return pair
 
 
+def bounded(stride: list[int], height: int, width: int) -> list[int]:
+    """`stride`, where it is larger than the padded image the size of that, which gives the same one window.
+
+    Kernels, torch's too, lay tables out by the stride.
+    """
+    return [min(stride[0], height), min(stride[1], width)]
+
+
 def padding(
     op: str, padding: Padding, kernel: Sequence[int], stride: list[int], dilation: list[int]
 ) -> list[int]:

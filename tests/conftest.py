@@ -56,7 +56,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if pconv_ext._triton.INTERPRETED:
+    if pconv_ext._backends.triton.INTERPRETED:
         triton_bounds.use()
     if config.option.as_gpu:
         if torch.cuda.is_available():
@@ -107,12 +107,12 @@ def cuda_kernels(pytestconfig):
     """The CUDA kernels: on a GPU those of the package, without one those of the emulator."""
     from pconv_ext.kernels import cuda
 
-    from pconv_ext import _cuda
+    from pconv_ext import _backends
 
     if torch.cuda.is_available():
-        if _cuda.reason():
-            pytest.skip(_cuda.reason())
-        return cuda.load(_cuda.LIBRARY)
+        if _backends.cuda.reason():
+            pytest.skip(_backends.cuda.reason())
+        return cuda.load(_backends.cuda.LIBRARY)
     return emulated_cuda.load(_emulated(pytestconfig))
 
 

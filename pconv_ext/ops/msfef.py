@@ -51,7 +51,8 @@ def check(
     if scales.shape[0] != n or scales.shape[1] != c_out:
         raise ValueError(f"{op}: scales must have shape [{n}, {c_out}], got {list(scales.shape)}")
     _checks.like(op, "scales", scales, "x", x)
-    return x, mask, weights, biases or [], scales, _checks.pair(op, "stride", stride, 1)
+    strides = _checks.bounded(_checks.pair(op, "stride", stride, 1), x.shape[2], x.shape[3])
+    return x, mask, weights, biases or [], scales, strides
 
 
 def call(

@@ -44,14 +44,15 @@ def check(
     strides = _checks.pair(op, "stride", stride, 1)
     dilations = _checks.pair(op, "dilation", dilation, 1)
     top, bottom, left, right = paddings = _checks.padding(op, padding, (kh, kw), strides, dilations)
-    if h + top + bottom <= dilations[0] * (kh - 1) or w + left + right <= dilations[1] * (kw - 1):
+    height, width = h + top + bottom, w + left + right
+    if height <= dilations[0] * (kh - 1) or width <= dilations[1] * (kw - 1):
         raise ValueError(
-            f"{op}: x padded to {h + top + bottom} x {w + left + right} must be at least as large as the "
+            f"{op}: x padded to {height} x {width} must be at least as large as the "
             f"window of weight, {dilations[0] * (kh - 1) + 1} x {dilations[1] * (kw - 1) + 1}"
         )
     if mask is not None and mask.shape[1] > 1 and mask.stride(1) == 0:
         mask = mask[:, :1]  # an expanded plane, as PartialConv2d(multi_channel=True) returns: same ratios
-    return x, mask, weight, bias, strides, paddings, dilations, groups
+    return x, mask, weight, bias, _checks.bounded(strides, height, width), paddings, dilations, groups
 
 
 def call(

@@ -12,7 +12,7 @@ import torch
 from support.cases import mask_of
 
 import pconv_ext
-from pconv_ext import _backends, _triton
+from pconv_ext import _backends
 
 X = torch.ones(1, 2, 5, 5)
 W = torch.ones(3, 2, 3, 3)
@@ -50,7 +50,7 @@ def test_backend_asked_for_by_name_raises_with_its_reason(name, call, monkeypatc
 
 
 def test_why_triton_cannot_be_used(monkeypatch):
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(_backends.triton, "INTERPRETED", False)
     monkeypatch.setitem(
         _backends._BACKENDS, "triton", _backends._BACKENDS["triton"]._replace(device_type="cuda")
     )
@@ -67,7 +67,7 @@ def test_why_triton_cannot_be_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5) if i == 0 else (9, 0))
     assert pconv_ext.backends()["triton"] == (True, "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install triton" in _triton._missing()
+    assert "pip install triton" in _backends.triton._missing()
 
 
 def test_backend_of_another_device():
@@ -135,7 +135,7 @@ def imported_from(folder):
     [
         (None, None, "is not built"),
         ("_C.abi3.so", "not a shared library", "_C cannot be loaded"),
-        ("_C.py", "", "has no CPU kernel for partial_conv2d, partial_conv2d_backward, msfef"),
+        ("_C.py", "", "has no CPU kernel for msfef, msfef_backward, partial_conv2d, partial_conv2d_backward"),
     ],
     ids=["not built", "broken", "without kernels"],
 )

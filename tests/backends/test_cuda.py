@@ -4,7 +4,9 @@ import pytest
 import torch
 from support.cases import deep_without_gpu
 
-from pconv_ext import _cuda
+from pconv_ext import _backends
+from pconv_ext._geometry import centred
+from pconv_ext.ops.call import Call, Source
 
 pytestmark = [*deep_without_gpu]
 
@@ -47,7 +49,7 @@ def test_a_list_of_many_blocks(cuda_kernels):
 
 def test_where_a_build_runs():
     def runs(architectures, capability, toolkit=13000, driver=13000):
-        return _cuda.unsupported(architectures, toolkit, driver, capability) == ""
+        return _backends.cuda.unsupported(architectures, toolkit, driver, capability) == ""
 
     default = "8.0+PTX;9.0a"
     assert all(runs(default, capability) for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
@@ -61,19 +63,19 @@ def test_where_a_build_runs():
     assert runs(default, (9, 0), toolkit=13010), "a driver of the same major version is enough"
     assert not runs(default, (10, 0), toolkit=13010), "but not to compile what a newer toolkit wrote"
     assert not runs(default, (9, 0), driver=12080)
-    told = _cuda.unsupported(default, 13000, 12080, (9, 0))
+    told = _backends.cuda.unsupported(default, 13000, 12080, (9, 0))
     assert "built with CUDA 13.0, this driver knows CUDA 12.8" in told
-    assert "built for 9.0a with CUDA 13.0, this GPU has 8.0" in _cuda.unsupported(
+    assert "built for 9.0a with CUDA 13.0, this GPU has 8.0" in _backends.cuda.unsupported(
         "9.0a", 13000, 13000, (8, 0)
     )
 
 
 def test_what_the_library_was_built_for():
-    if _cuda.REASON:
-        assert "built without nvcc" in _cuda.REASON
+    if _backends.cuda.REASON:
+        assert "built without nvcc" in _backends.cuda.REASON
         return
-    architectures, toolkit, _ = _cuda._build()
-    assert _cuda.unsupported(architectures, toolkit, toolkit, (9, 0)) == ""
+    architectures, toolkit, _ = _backends.cuda._build()
+    assert _backends.cuda.unsupported(architectures, toolkit, toolkit, (9, 0)) == ""
 
 
 def test_a_launch_that_fails_says_why(cuda_kernels):
@@ -85,10 +87,8 @@ def test_a_launch_that_fails_says_why(cuda_kernels):
 def test_refusals():
     weight = torch.zeros(2, 3, 1, 1)
     x = torch.zeros(1, 3, 4, 4)
-    conv = (x, None, weight, None, [129, 1], [0] * 4, [1, 1], 1)
-    assert "strides of at most 128, stride is [129, 1]" in _cuda.refusal("partial_conv2d", conv)
-    assert _cuda.refusal("partial_conv2d", (*conv[:4], [1, 1], *conv[5:])) == ""
-    scales = torch.zeros(32, 2)
-    assert "at most 31 kernels, weights has 32" in _cuda.refusal(
-        "msfef", (x, None, [weight] * 32, [], scales, [1])
-    )
+    conv = Call("partial_conv2d", (Source(x, None),), [weight], [], None, centred(1, [129, 1]))
+    assert "strides of at most 128, stride is [129, 1]" in _backends.cuda.refusal(conv)
+    assert _backends.cuda.refusal(conv._replace(geometry=centred(1, [1, 1]))) == ""
+    many = conv._replace(weights=[weight] * 32, scales=torch.zeros(32, 2), geometry=centred(1, [1, 1]))
+    assert "at most 31 kernels, weights has 32" in _backends.cuda.refusal(many)

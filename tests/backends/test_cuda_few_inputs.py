@@ -12,7 +12,7 @@ from support.few_channels import BACKEND, features
 from support.tolerances import TF32, assert_close
 
 import pconv_ext
-from pconv_ext import _triton, reference
+from pconv_ext import _backends, reference
 
 pytestmark = [*deep_without_gpu]
 
@@ -20,7 +20,7 @@ pytestmark = [*deep_without_gpu]
 @pytest.fixture(autouse=True)
 def few_inputs(cuda_kernels, monkeypatch):
     counted = Counted(cuda_kernels.few_inputs)
-    monkeypatch.setattr(_triton, "_kernels", lambda: cuda_kernels._replace(few_inputs=counted))
+    monkeypatch.setattr(_backends.triton, "_kernels", lambda: cuda_kernels._replace(few_inputs=counted))
     return counted
 
 

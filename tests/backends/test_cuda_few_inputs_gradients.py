@@ -24,7 +24,7 @@ from support.few_channels import BACKEND, features
 from support.tolerances import TF32, assert_close
 
 import pconv_ext
-from pconv_ext import _triton, reference
+from pconv_ext import _backends, reference
 
 pytestmark = [*deep_without_gpu]
 
@@ -32,7 +32,9 @@ pytestmark = [*deep_without_gpu]
 @pytest.fixture(autouse=True)
 def counted(cuda_kernels, monkeypatch):
     kernel = Counted(cuda_kernels.few_inputs_gradients)
-    monkeypatch.setattr(_triton, "_kernels", lambda: cuda_kernels._replace(few_inputs_gradients=kernel))
+    monkeypatch.setattr(
+        _backends.triton, "_kernels", lambda: cuda_kernels._replace(few_inputs_gradients=kernel)
+    )
     return kernel
 
 

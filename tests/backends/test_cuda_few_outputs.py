@@ -8,7 +8,7 @@ from support.few_channels import BACKEND, DTYPES, conv_case, upcat_case
 from support.tolerances import TF32, assert_close
 
 import pconv_ext
-from pconv_ext import _triton, reference
+from pconv_ext import _backends, reference
 from pconv_ext._geometry import memory_format
 
 pytestmark = [*deep_without_gpu]
@@ -19,7 +19,7 @@ def counted(cuda_kernels, monkeypatch):
     """The kernel, and that of all other calls, which must not run beside it."""
     few, gather = Counted(cuda_kernels.few_outputs), Counted(cuda_kernels.gather_matmul)
     replaced = cuda_kernels._replace(few_outputs=few, gather_matmul=gather)
-    monkeypatch.setattr(_triton, "_kernels", lambda: replaced)
+    monkeypatch.setattr(_backends.triton, "_kernels", lambda: replaced)
     return few, gather
 
 

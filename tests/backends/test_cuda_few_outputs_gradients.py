@@ -20,7 +20,7 @@ from support.few_channels import BACKEND, DTYPES, conv_case, upcat_case
 from support.tolerances import GPU_TOLERANCES, TF32
 
 import pconv_ext
-from pconv_ext import _triton, reference
+from pconv_ext import _backends, reference
 
 pytestmark = [*deep_without_gpu]
 
@@ -233,7 +233,7 @@ def test_what_does_not_fit_goes_the_old_way(check):
 def test_through_autograd(kernels, monkeypatch):
     """And the same in every run."""
     replaced, few, _ = counting(kernels)
-    monkeypatch.setattr(_triton, "_kernels", lambda: replaced)
+    monkeypatch.setattr(_backends.triton, "_kernels", lambda: replaced)
     args = upcat_case((2, 20, 9, 6), 3, (18, 11), 3)
     leaves = [args[name].requires_grad_() for name in ("x_low", "skip", "weight", "bias")]
     out, _ = pconv_ext.upcat_partial_conv2d(**args, backend=BACKEND)

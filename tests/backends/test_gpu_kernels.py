@@ -22,7 +22,7 @@ from support.cases import (
 from support.tolerances import TF32, assert_close
 
 import pconv_ext
-from pconv_ext import _backends, _dispatch, _triton, reference
+from pconv_ext import _backends, reference
 
 BACKEND = "triton"  # in the place of whose kernels those of CUDA are put
 TRITON = pytest.param("triton", marks=pytest.mark.deep)
@@ -35,7 +35,7 @@ def kernels(request, monkeypatch):
     """Which are tested."""
     if request.param == "cuda":
         cuda_kernels = request.getfixturevalue("cuda_kernels")
-        monkeypatch.setattr(_triton, "_kernels", lambda: cuda_kernels)
+        monkeypatch.setattr(_backends.triton, "_kernels", lambda: cuda_kernels)
     ok, reason = pconv_ext.backends()[BACKEND]
     assert ok, f"these tests need Triton and a GPU or its interpreter: {reason}"
     return request.param
@@ -278,7 +278,7 @@ def test_auto_takes_it_first_where_it_can(monkeypatch):
     assert _backends._ORDER["cuda"][0] == BACKEND
     monkeypatch.setitem(_backends._ORDER, device, (BACKEND, "reference"))
     monkeypatch.setattr(_backends, "_warned", set())
-    monkeypatch.setattr(_dispatch, "TABLE", {})  # what was measured faster would come first
+    monkeypatch.setattr(_backends.measured, "TABLE", {})  # what was measured faster would come first
     layer, x = pconv_ext.MSFEF(3, 4).to(device), torch.randn(1, 3, 9, 9, device=device)
     with torch.profiler.profile() as profile, warnings.catch_warnings():
         warnings.filterwarnings("error", message="pconv_ext")

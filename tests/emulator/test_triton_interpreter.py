@@ -4,11 +4,11 @@ import pytest
 import torch
 from support import triton_bounds
 
-from pconv_ext import _triton
+from pconv_ext import _backends
 
 pytestmark = [
     pytest.mark.deep,
-    pytest.mark.skipif(not _triton.INTERPRETED, reason="the kernels run on a GPU"),
+    pytest.mark.skipif(not _backends.triton.INTERPRETED, reason="the kernels run on a GPU"),
 ]
 
 
@@ -68,6 +68,6 @@ def test_alignment(copy, what):
 
 
 def test_the_packages_kernels_are_checked():
-    kernels = _triton._kernels()
+    kernels = _backends.triton._kernels()
     assert isinstance(kernels.compact, triton_bounds.Bounded)
     assert kernels.few_inputs is None

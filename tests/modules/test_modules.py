@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -266,3 +267,42 @@ def test_kernels_are_part_of_the_package():
     import pconv_ext.kernels
 
     assert pconv_ext.kernels.__doc__
+
+
+def test_no_fusion_with_a_batch_normalisation():
+    """It would be wrong in dead windows, whose zeros a normalisation shifts and a bias does not reach."""
+    layer, norm = PartialConv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval()
+    with pytest.raises(TypeError, match="PartialConv2d: fuse_conv_bn_eval cannot fuse it with a batch norm"):
+        nn.utils.fuse_conv_bn_eval(layer, norm)
+    plain = nn.utils.fuse_conv_bn_eval(nn.Conv2d(3, 4, 3).eval(), norm)
+    assert type(copy.deepcopy(layer)) is PartialConv2d
+    assert type(plain) is nn.Conv2d
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@every_backend
+def test_traced(backend):
+    """torch.jit.trace goes on working: the trace calls the operators."""
+    x = randn(2, 3, 9, 10, **of(backend))
+    mask = mask_of("random", x)
+    for layer in (PartialConv2d(3, 4, 3, return_mask=True, backend=backend), MSFEF(3, 4, backend=backend)):
+        layer = layer.to(x)
+        traced = torch.jit.trace(layer, (x, mask))
+        other = x.flip(3)
+        for one, expected in zip(traced(other, mask), layer(other, mask), strict=True):
+            assert torch.equal(one, expected)
+
+
+@every_backend
+def test_numbers_of_numpy(backend):
+    """Strides, paddings and dilations as nn.Conv2d takes them."""
+    x = randn(1, 4, 9, 10, **of(backend))
+    options = {"stride": (2, 1), "padding": 1, "dilation": 2, "groups": 1}
+    numbers = {"stride": (np.int64(2), np.int32(1)), **{k: np.int64(options[k]) for k in [*options][1:]}}
+    layer = PartialConv2d(4, 4, 3, **options, backend=backend).to(x)
+    other = PartialConv2d(4, 4, 3, **numbers, backend=backend).to(x)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), other(x))
+    block = MSFEF(4, 4, stride=np.int64(2), backend=backend).to(x)
+    assert block(x)[0].shape == (1, 4, 5, 5)

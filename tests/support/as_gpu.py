@@ -2,16 +2,18 @@
 
 from support import emulated_cuda
 
-from pconv_ext import _backends, _cuda, _gpu, ops
+from pconv_ext import _backends, ops
 
 
 def use(library):
     """Register the kernels of this library of the emulator. Call it before support/cases.py is imported."""
     kernels = emulated_cuda.load(library)
-    _cuda.reason = lambda: ""
-    _cuda._kernels = lambda: kernels
-    for name in ops.NAMES:
-        _cuda._library.impl(name, _gpu._implementation("cuda", name, _cuda._using), "CPU")
+    _backends.cuda.reason = lambda: ""
+    _backends.cuda._kernels = lambda: kernels
+    for operator in ops.OPERATORS.values():
+        implementations = _backends.gpu._kernels("cuda", operator, _backends.cuda._using)
+        for name, implementation in zip(operator.names, implementations, strict=True):
+            _backends.cuda._library.impl(name, implementation, "CPU")
     real = _backends._BACKENDS["cuda"]
     _backends._BACKENDS["cuda"] = real._replace(device_type="cpu", reason="")
 

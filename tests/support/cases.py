@@ -5,9 +5,9 @@ import torch
 from support.tolerances import assert_close
 
 import pconv_ext
-from pconv_ext import _triton, reference
+from pconv_ext import _backends, reference
 
-DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": _triton.DEVICE_TYPE}
+DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": _backends.triton.DEVICE_TYPE}
 #: The most precise dtype of a backend.
 DTYPE_OF = {"cpu": torch.float64, "cuda": torch.float32, "triton": torch.float32}
 #: Every compiled backend of this machine; "cpu" is always there, see conftest.py. Triton's interpreter is too
@@ -15,7 +15,7 @@ DTYPE_OF = {"cpu": torch.float64, "cuda": torch.float32, "triton": torch.float32
 COMPILED = [
     name
     for name, (available, _) in pconv_ext.backends().items()
-    if available and name != "reference" and not (name == "triton" and _triton.INTERPRETED)
+    if available and name != "reference" and not (name == "triton" and _backends.triton.INTERPRETED)
 ]
 #: All cases of an operator on a GPU are thousands of kernels for Triton to compile, so they are deep there.
 every_backend = pytest.mark.parametrize(

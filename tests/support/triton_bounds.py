@@ -69,9 +69,9 @@ def hook():
 
 def use():
     """Check all launches of the package's kernels. Triton is imported with the first."""
-    from pconv_ext import _triton
+    from pconv_ext import _backends
 
-    kernels = _triton._kernels
+    kernels = _backends.triton._kernels
 
     @lru_cache(maxsize=1)
     def checked():
@@ -79,4 +79,4 @@ def use():
         plain = kernels()
         return type(plain)(*(kernel and Bounded(kernel, name) for name, kernel in plain._asdict().items()))
 
-    _triton._kernels = checked
+    _backends.triton._kernels = checked

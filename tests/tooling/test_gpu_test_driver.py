@@ -14,7 +14,7 @@ pytestmark = pytest.mark.deep
 
 ROOT = Path(__file__).resolve().parents[2]
 # Beside each case runs a file of tests/, whose conftest.py has the options that the driver uses.
-QUICK = "tests/backends/test_dispatch.py"
+QUICK = "tests/backends/test_measured.py"
 PASSES = "def test_passes():\n    assert True\n"
 FAILS = "def test_fails():\n    assert 1 + 1 == 3\n"
 SLEEPS = "import time\ndef test_sleeps():\n    time.sleep(600)\n"

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def test_modules_of_tests_and_benchmarks_have_different_names():
     files = [file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     names = Counter(file.stem for file in files if file.stem != "conftest")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_test_imports_another():
+    """What they share is in tests/support/."""
+    files = [*(ROOT / "tests").rglob("*.py")]
+    assert len(files) > 50
+    pattern = re.compile(r"^\s*(?:import|from) test_", re.MULTILINE)
+    assert [file.name for file in files if pattern.search(file.read_text())] == []
 
 
 @pytest.fixture

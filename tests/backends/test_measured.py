@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pconv_ext import _backends, _dispatch
-from pconv_ext._dispatch import FORWARD, TRAINING, Row
+from pconv_ext import _backends
+from pconv_ext._backends.measured import FORWARD, TRAINING, Row
+from pconv_ext._geometry import centred
+from pconv_ext.ops.call import Call, Source
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KEY = ("9.0", "msfef", "bfloat16", FORWARD)
@@ -48,12 +50,12 @@ def content(*records, capability="9.0"):
 
 def test_the_table_of_the_package():
     """Only what `gpu_dispatch.py` writes: rows as read, sources for each GPU generation in them."""
-    rows = _dispatch.read(_dispatch.FILE)
-    sources = json.loads(_dispatch.FILE.read_text())["sources"]
+    rows = _backends.measured.read(_backends.measured.FILE)
+    sources = json.loads(_backends.measured.FILE.read_text())["sources"]
     assert {row.capability for row in rows} == {source["capability"] for source in sources}
     assert {row.backend for row in rows} <= {"triton", "cuda"}
     assert {row.direction for row in rows} <= {FORWARD, TRAINING}
-    assert {row.dtype for row in rows} <= set(_dispatch.DTYPES.values())
+    assert {row.dtype for row in rows} <= set(_backends.measured.DTYPES.values())
 
 
 def test_rows_take_the_median_over_masks(script):
@@ -77,7 +79,7 @@ def test_update_keeps_other_generations(script, tmp_path):
     old = content(record(3, 64, 256, [2.0], [1.0], capability="8.0"), capability="8.0")
     script.update(file, [old, content(record(3, 64, 256, [2.0], [1.0]))])
     script.update(file, [content(record(3, 64, 256, [1.0], [3.0]))])
-    assert [(row.capability, row.backend, row.times) for row in _dispatch.read(file)] == [
+    assert [(row.capability, row.backend, row.times) for row in _backends.measured.read(file)] == [
         ("8.0", "cuda", 2.0),
         ("9.0", "triton", 3.0),
     ]
@@ -93,7 +95,7 @@ def test_limits_are_geometric_means():
         Row(*KEY, 512, 512, 100, "cuda", 1.1),
         Row(*KEY, 512, 512, 10000, "triton", 1.3),
     ]
-    table = _dispatch.table(rows)
+    table = _backends.measured.table(rows)
     assert table[KEY] == {
         (3, 64): ((float("inf"), "cuda"),),
         (512, 512): ((1000.0, "cuda"), (float("inf"), "triton")),
@@ -106,43 +108,44 @@ def measured(monkeypatch):
     for name in ("triton", "cuda"):
         backend = _backends.Backend("cuda", name, "")
         monkeypatch.setitem(_backends._BACKENDS, name, backend)
-    monkeypatch.setattr(_dispatch, "_capability", lambda index: "9.0")
+    monkeypatch.setattr(_backends.measured, "_capability", lambda index: "9.0")
 
     def use(*rows):
-        monkeypatch.setattr(_dispatch, "TABLE", _dispatch.table(rows))
+        monkeypatch.setattr(_backends.measured, "TABLE", _backends.measured.table(rows))
 
     return use
 
 
-def msfef_args(c_in=8, c_out=16, size=4, dtype=torch.bfloat16, grad=False):
+def msfef(c_in=8, c_out=16, size=4, dtype=torch.bfloat16, grad=False):
     weights = [torch.ones(c_out, c_in, k, k, dtype=dtype, requires_grad=grad) for k in (3, 5)]
-    return torch.ones(2, c_in, size, size, dtype=dtype), None, weights, [], torch.ones(2, c_out), [1, 1]
+    x = torch.ones(2, c_in, size, size, dtype=dtype)
+    return Call("msfef", (Source(x, None),), weights, [], torch.ones(2, c_out), centred(5, [1, 1]))
 
 
-def chosen(args):
-    return _backends._automatic("msfef", "cuda", args)
+def chosen(call):
+    return _backends._automatic(call, "cuda")
 
 
 def test_auto_follows_the_table(measured):
     measured()
-    assert chosen(msfef_args()) == "triton", "nothing measured: the fixed order"
+    assert chosen(msfef()) == "triton", "nothing measured: the fixed order"
     measured(Row(*KEY, 3, 64, 32, "cuda", 2.0), Row(*KEY, 512, 512, 32, "triton", 2.0))
-    assert chosen(msfef_args(4, 32)) == "cuda"
-    assert chosen(msfef_args(256, 600)) == "triton"
-    assert chosen(msfef_args(4, 32, dtype=torch.float16)) == "cuda"
-    assert chosen(msfef_args(4, 32, dtype=torch.float32)) == "triton", "not measured"
-    assert chosen(msfef_args(4, 32, grad=True)) == "triton", "training was not measured"
+    assert chosen(msfef(4, 32)) == "cuda"
+    assert chosen(msfef(256, 600)) == "triton"
+    assert chosen(msfef(4, 32, dtype=torch.float16)) == "cuda"
+    assert chosen(msfef(4, 32, dtype=torch.float32)) == "triton", "not measured"
+    assert chosen(msfef(4, 32, grad=True)) == "triton", "training was not measured"
     with torch.no_grad():
-        assert chosen(msfef_args(4, 32, grad=True)) == "cuda"
+        assert chosen(msfef(4, 32, grad=True)) == "cuda"
     measured(Row(*KEY, 8, 16, 10, "triton", 2.0), Row(*KEY, 8, 16, 1000, "cuda", 2.0))
-    assert [chosen(msfef_args(size=size)) for size in (1, 7, 8, 30)] == ["triton", "triton", "cuda", "cuda"]
+    assert [chosen(msfef(size=size)) for size in (1, 7, 8, 30)] == ["triton", "triton", "cuda", "cuda"]
 
 
 def test_a_faster_backend_that_cannot_take_the_call(measured, monkeypatch, recwarn):
     measured(Row(*KEY, 8, 16, 10, "cuda", 2.0))
-    refusing = _backends._BACKENDS["cuda"]._replace(refusal=lambda op, args: "too wide")
+    refusing = _backends._BACKENDS["cuda"]._replace(refusal=lambda call: "too wide")
     monkeypatch.setitem(_backends._BACKENDS, "cuda", refusing)
-    assert chosen(msfef_args()) == "triton"
+    assert chosen(msfef()) == "triton"
     assert not recwarn.list, "another fast backend is no reason to warn"
 
 
@@ -153,9 +156,10 @@ def test_auto_in_a_compiled_graph(measured):
 
     @torch.compile(fullgraph=True, backend="eager")
     def pixels(x, weight):
-        return x.sum() * {"cuda": 1, "triton": 2}[_dispatch.faster("msfef", (x, None, [weight]))]
+        call = Call("msfef", (Source(x, None),), [weight], [], None, centred(3, [1, 1]))
+        return x.sum() * {"cuda": 1, "triton": 2}[_backends.measured.faster(call)]
 
-    _, _, weights, *_ = msfef_args()
+    weights = msfef().weights
     for size, factor in ((4, 1), (5, 1), (20, 2), (21, 2)):
         x = torch.ones(2, 8, size, size, dtype=torch.bfloat16)
         torch._dynamo.mark_dynamic(x, (2, 3))
