@@ -65,7 +65,7 @@ dist: $(VENV)/.dev $(COMPILERS)/.ready
 	rm -rf dist *.egg-info
 	$(BIN)/python -m build --sdist
 	CUDA_HOME=$(NVCC) $(BIN)/pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/pconv_ext-*.tar.gz
-	CUDA_HOME=$(NVCC) $(BIN)/python buildtools/check_dist.py
+	CUDA_HOME=$(NVCC) $(BIN)/python tools/check_dist.py
 	rm -rf $(COMPILERS)/wheel
 	$(BIN)/python -m zipfile -e dist/pconv_ext-*.whl $(COMPILERS)/wheel
 	touch $(COMPILERS)/wheel/.ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from network import Case
+from measure.training_step import Case
 
 
 def plan(level: str) -> list[Case]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from measure.case import Case
 from names import FORWARD, TRAINING
-from runner import Case
 
 LAYER = "msfef2"
 BATCHES = (1, 2, 4, 8, 16)

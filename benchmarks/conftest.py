@@ -14,11 +14,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file, whatever pytest's import mode
 
-import harness
-import network
-import report
+from measure import training_step
+from measure.case import DEFAULTS, DTYPES, Case, Settings, measure, prepare
+from measure.machine import machine
+from measure.timing import step_of
 from names import FORWARD
-from runner import DEFAULTS, DTYPES, Case, Settings, machine, measure, prepare
+from report.records import unfit
+from report.tables import network_table, text_table
 
 RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 NETWORKS = pytest.StashKey[list[dict[str, Any]]]()
@@ -81,7 +83,7 @@ def measure_case(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Ca
         record, prepared = measure(case, settings)
         ours = prepared.forms[0]
         grad_out = None if case.direction == FORWARD else prepared.expected.grad_out
-        step = harness.step_of(ours, grad_out)
+        step = step_of(ours, grad_out)
 
         def synchronised() -> None:
             step()
@@ -98,16 +100,16 @@ def measure_case(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Ca
 
 
 @pytest.fixture
-def measure_network(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[network.Case], None]:
+def measure_network(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[training_step.Case], None]:
     """The same for a training step of the whole network."""
 
-    def run(case: network.Case) -> None:
+    def run(case: training_step.Case) -> None:
         settings = request.config.stash[SETTINGS]
         if benchmark.disabled:
-            network.prepare(case, settings)
+            training_step.prepare(case, settings)
             benchmark(lambda: None)
             return
-        record, ours = network.measure(case, settings)
+        record, ours = training_step.measure(case, settings)
         benchmark.group = "network training step"
         benchmark.extra_info.update(record)
         benchmark.pedantic(ours.run, setup=ours.clear_gradients, rounds=3)
@@ -124,15 +126,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     records, networks = config.stash[RECORDS], config.stash[NETWORKS]
     if records:
         terminalreporter.section("ratios: medians of interleaved rounds")
-        for line in report.text_table(records):
+        for line in text_table(records):
             terminalreporter.write_line(line)
     if networks:
         terminalreporter.section("training step of the whole network")
-        for line in report.network_table(networks):
+        for line in network_table(networks):
             terminalreporter.write_line(line)
     if records or networks:
         terminalreporter.write_line(f"written to {config.getoption('results')}")
-        fault = report.unfit(machine(config.getoption("device")))
+        fault = unfit(machine(config.getoption("device")))
         if fault:
             terminalreporter.write_line(fault)
 

@@ -4,8 +4,8 @@
 #   build      pip install of this checkout, offline, and the backends that came of it
 #   test       the tests of the operators and of the network, on whatever backends there are; those of training,
 #              data and commands need more packages. --files and options of pytest choose others
-#   bench      the network's layers beside every baseline; --quick takes one kind of mask
-#   sanitize   compute-sanitizer over all three operators
+#   bench      the network's layers beside every other form; --quick takes one kind of mask
+#   sanitize   compute-sanitizer over all operators
 #   profile    time and counters of every kernel; --layer NAME --dtype float32 choose others
 #
 # Each stage ends within ten minutes and needs no network, only torch, triton, numpy, pytest, pytest-benchmark,
@@ -23,9 +23,9 @@ shift || true
 # The stages keep to a deadline of their own, a little earlier; this one is for a kernel that hangs.
 limited() { timeout --kill-after=10 585 "$@"; }
 
-measure() { # what to run, and the name of its results
+measure() { # the command, the name of its results, and its options
     mkdir -p "$OUT"
-    limited "$PYTHON" "benchmarks/gpu_$1.py" --results "$OUT/latest-gpu-$1.json" "${@:2}"
+    limited "$PYTHON" benchmarks "$1" --results "$OUT/latest-gpu-$2.json" "${@:3}"
 }
 
 case $stage in
@@ -34,7 +34,8 @@ case $stage in
         # Elsewhere, where the checkout does not hide the installed package.
         cd / && "$PYTHON" -c 'import pconv_ext; print(*pconv_ext.backends().items(), sep="\n")'
         ;;
-    test | bench | sanitize | profile) measure "$stage" "$@" ;;
+    bench) measure run bench "$@" ;;
+    test | sanitize | profile) measure "$stage" "$stage" "$@" ;;
     *)
         sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh >&2
         exit 2

@@ -9,10 +9,10 @@ _package = _Path(__file__).resolve().parent
 if not (_package / "kernels").is_dir() and (_package.parent / "kernels" / "__init__.py").is_file():
     __path__.append(str(_package.parent))  # in a checkout `pconv_ext.kernels` is the folder beside this one
 
-from . import compat, reference  # noqa: E402
+from . import compat, functional, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
-from .functional import msfef, partial_conv2d, upcat_partial_conv2d  # noqa: E402
+from .functional import *  # noqa: E402, F403
 from .inpainting import checkpoint as checkpoint  # noqa: E402
 from .inpainting import inpainter as inpainter  # noqa: E402
 from .inpainting import masks as masks  # noqa: E402
@@ -29,9 +29,7 @@ __all__ = [
     "backends",
     "compat",
     "composite",
-    "msfef",
-    "partial_conv2d",
     "reference",
     "replace_partial_convs",
-    "upcat_partial_conv2d",
+    *functional.__all__,
 ]

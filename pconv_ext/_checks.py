@@ -18,6 +18,7 @@ from ._geometry import IntOrPair, Padding
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MASK_DTYPES = (torch.bool, torch.uint8, *FLOAT_DTYPES)
+_USUAL_STRIDE = 64
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -106,8 +107,11 @@ def pair(op: str, name: str, value: IntOrPair, minimum: int) -> list[int]:
 def bounded(stride: list[int], height: int, width: int) -> list[int]:
     """`stride`, where it is larger than the padded image the size of that, which gives the same one window.
 
-    Kernels, torch's too, lay tables out by the stride.
+    Kernels, torch's too, lay tables out by the stride. Those of usual ones are small, and not to be compared
+    with sizes, which would be a guard of an exported program.
     """
+    if max(stride) <= _USUAL_STRIDE:
+        return stride
     return [min(stride[0], height), min(stride[1], width)]
 
 

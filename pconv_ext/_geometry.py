@@ -24,8 +24,8 @@ class Geometry(NamedTuple):
         """Height and width of the output for an input of `height` x `width` and a `kernel` [kh, kw]."""
         (sh, sw), (top, bottom, left, right), (dh, dw), _ = self
         return (
-            (height + top + bottom - dh * (kernel[0] - 1) - 1) // sh + 1,
-            (width + left + right - dw * (kernel[1] - 1) - 1) // sw + 1,
+            (height + top + bottom - dh * (kernel[0] - 1) - 1 + sh) // sh,
+            (width + left + right - dw * (kernel[1] - 1) - 1 + sw) // sw,
         )
 
 

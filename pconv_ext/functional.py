@@ -1,4 +1,4 @@
-"""The three public functions: check the arguments, choose a backend, call its operator."""
+"""The public function of each operator: check the arguments, choose a backend, call its operator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ._geometry import IntOrPair, Padding
 from .ops import msfef as _msfef
 from .ops import partial_conv2d as _partial_conv2d
 from .ops import upcat_partial_conv2d as _upcat_partial_conv2d
+
+__all__ = ["msfef", "partial_conv2d", "upcat_partial_conv2d"]
 
 
 def partial_conv2d(

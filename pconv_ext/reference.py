@@ -188,6 +188,5 @@ def _updated_mask(count: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _up(x: Tensor, height: int, width: int) -> Tensor:
     """Nearest 2x up-sampling by index, out[i, j] = x[i >> 1, j >> 1], cut to `height` x `width`."""
-    n, c, h, w = x.shape
-    x = x[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)
-    return x[:, :, :height, :width]
+    rows, columns = (torch.arange(size, device=x.device) // 2 for size in (height, width))
+    return x.index_select(2, rows).index_select(3, columns)

@@ -13,6 +13,7 @@ import torch
 from support import emulated_cuda, outcomes, selection, triton_bounds, triton_interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))  # tests of a tool import it
 
 
 def _prefer_installed_package():

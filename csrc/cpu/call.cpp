@@ -47,7 +47,7 @@ Call::Call(std::vector<MaskedMap> sources, const std::vector<Tensor>& weights, c
   g_.pt = spacing.padding[0], g_.pl = spacing.padding[2];
   const int64_t high = g_.H + spacing.padding[0] + spacing.padding[1];
   const int64_t wide = g_.W + spacing.padding[2] + spacing.padding[3];
-  // A stride beyond the image is as good as its size, and tables are laid out by the stride.
+  // A stride beyond the image is as good as its size, and columns are kept by residue modulo the stride.
   g_.sh = std::min(spacing.stride[0], high), g_.sw = std::min(spacing.stride[1], wide);
   g_.Ho = (high - g_.dh * (g_.kh - 1) - 1) / g_.sh + 1;
   g_.Wo = (wide - g_.dw * (g_.kw - 1) - 1) / g_.sw + 1;

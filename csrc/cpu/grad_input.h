@@ -1,14 +1,14 @@
 // dL/dx = sum over passes of conv_transposed(s_pass o m' o dL/dy, V_pass), gathered: rows are stored pixels
-// of one source, sorted by class (the residue modulo the stride) since each class meets its own taps. Holes
-// get exactly 0.
+// of one source, sorted by class (the residue modulo the stride, one class for all that no tap meets) since
+// each class meets its own taps. Holes get exactly 0.
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "../pixel.h"
 #include "bands.h"
+#include "grad_input_axis.h"
 #include "isa.h"
 #include "microkernels.h"
 #include "pack.h"
@@ -20,65 +20,6 @@
 PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
-
-// A gradient pixel that a class of input rows (or columns) meets, relative to the row's base, and the kernel
-// rows of the largest kernel that connect them: one, or two where an up-sampled source is summed over its
-// copies.
-struct AxisTap {
-  int64_t offset;
-  std::vector<int64_t> kernel;
-};
-
-// Input rows against gradient rows. Offsets are at most 0; `before` is how far they reach.
-struct Axis {
-  bool up;
-  int64_t size, out, kernel, stride, dilation, pad;  // size: stored rows; out: gradient rows
-  int64_t before;
-  std::vector<std::vector<AxisTap>> classes;
-
-  Axis(bool up, int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad)
-      : up(up),
-        size(size),
-        out(out),
-        kernel(kernel),
-        stride(stride),
-        dilation(dilation),
-        pad(pad),
-        before(up ? kernel : (kernel - 1) * dilation / stride) {
-    if (up) {
-      // Stored row i lies at rows 2i and 2i + 1 of the image, 2i + 1 missing at the end of an odd size.
-      for (int64_t copies = 2; copies >= (out % 2 ? 1 : 2); --copies) {
-        classes.emplace_back();
-        for (int64_t u = 0; u <= kernel; ++u) {
-          AxisTap tap{u - kernel, {}};
-          for (int64_t copy = 0; copy < copies; ++copy)
-            if (kernel - 1 - u + copy >= 0 && kernel - 1 - u + copy < kernel)
-              tap.kernel.push_back(kernel - 1 - u + copy);
-          if (!tap.kernel.empty()) classes.back().push_back(tap);
-        }
-      }
-      return;
-    }
-    for (int64_t residue = 0; residue < stride; ++residue) {
-      classes.emplace_back();
-      for (int64_t k = kernel; k-- > 0;)
-        if ((k * dilation - residue) % stride == 0)
-          classes.back().push_back({(residue - k * dilation) / stride, {k}});
-    }
-  }
-  // Gradient row that offset 0 stands for.
-  int64_t base(int64_t i) const { return up ? 2 * i + 1 + kernel / 2 : (i + pad) / stride; }
-  int64_t class_of(int64_t i) const {
-    return up ? stored_positions(size, out).type_of(i) : (i + pad) % stride;
-  }
-  int64_t extent() const { return before + std::max(out - 1, base(size - 1)) + 1; }
-  // Whether the taps of every class are consecutive and few enough for window_bits.
-  bool bits() const {
-    bool fit = dilation == 1;
-    for (const auto& taps : classes) fit &= taps.size() <= 8;
-    return fit;
-  }
-};
 
 // The taps of one pass in one class of rows and columns, in the order of their gradient pixels.
 struct ClassTaps {
@@ -214,11 +155,11 @@ struct InputRows {
         const int64_t a = cls / col_axis.classes.size(), b = cls % col_axis.classes.size();
         rows.clear();
         for (int64_t h = s.begin; h < s.end; ++h) {
-          if (row_axis.class_of(h) != a) continue;
+          if (row_axis.class_of[h] != a) continue;
           const uint8_t* mask = source.mask_per_channel ? nullptr : mask_row(source, s.n, 0, h);
           const int64_t r = row_axis.base(h) - gradient.first;
           for (int64_t w = 0; w < W; ++w) {
-            if (col_axis.class_of(w) != b) continue;
+            if (col_axis.class_of[w] != b) continue;
             const int64_t c = col_axis.base(w) + gradient.left;
             const int32_t pixel = first_pixel + static_cast<int32_t>((h - s.begin) * W + w);
             const bool seen = (!mask || mask[w]) && !t.table.taps.empty();

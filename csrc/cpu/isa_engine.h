@@ -11,6 +11,7 @@
 #include "bands.h"
 #include "forward_dots.h"
 #include "forward.h"
+#include "grad_input_axis.h"
 #include "grad_input.h"
 #include "grad_weight.h"
 

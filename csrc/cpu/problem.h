@@ -18,10 +18,11 @@ struct Geometry {
   int64_t N, C, H, W;  // input of the convolution (after up-sampling and concatenation)
   int64_t O, Ho, Wo;   // output
   int64_t groups;
-  int64_t kh, kw;          // the largest kernel
-  int64_t sh, sw, dh, dw;  // stride, dilation
-  int64_t pt, pl;          // padding above and to the left
-  int64_t Hp, Wp;          // rows and columns of the padded image that any window touches
+  int64_t kh, kw;  // the largest kernel
+  int64_t sh, sw;  // stride, at most the padded size: any larger one has one window too
+  int64_t dh, dw;  // dilation
+  int64_t pt, pl;  // padding above and to the left
+  int64_t Hp, Wp;  // rows and columns of the padded image that any window touches
 
   int64_t Cg() const { return C / groups; }
   int64_t Og() const { return O / groups; }

@@ -1,6 +1,6 @@
 """Which GPU backend was measured faster: the table that "auto" follows.
 
-``benchmarks/gpu_dispatch.py`` writes measured.json from what ``benchmarks/gpu.sh bench`` measured; nobody
+``tools/write_measured.py`` writes measured.json from what ``benchmarks/gpu.sh bench`` measured; nobody
 edits it by hand. A GPU generation without measurements has no rows, and "auto" keeps its fixed order.
 """
 

@@ -163,15 +163,19 @@ class InpaintingNet(nn.Module):
 
 
 def _per_stage(kernel_sizes: Sequence[int] | Sequence[Sequence[int]], stages: int) -> list[tuple[int, ...]]:
+    subject = about("InpaintingNet", "kernel_sizes")
     nested = [isinstance(sizes, Sequence) for sizes in kernel_sizes]
-    if not any(nested):
-        return [tuple(cast("Sequence[int]", kernel_sizes))] * stages
-    if not all(nested) or len(nested) != stages:
+    if any(nested) and (not all(nested) or len(nested) != stages):
         raise ValueError(
-            f"{about('InpaintingNet', 'kernel_sizes')} must be ints, or one sequence of ints for each of the "
-            f"{stages} {named('msfef_stages')}, got {kernel_sizes!r}"
+            f"{subject} must be ints, or one sequence of ints for each of the {stages} "
+            f"{named('msfef_stages')}, got {kernel_sizes!r}"
         )
-    return [tuple(sizes) for sizes in cast("Sequence[Sequence[int]]", kernel_sizes)]
+    every = kernel_sizes if any(nested) else [kernel_sizes] * stages
+    found = [tuple(sizes) for sizes in cast("Sequence[Sequence[int]]", every)]
+    for sizes in found:
+        if not sizes or len({*sizes}) < len(sizes) or any(k < 1 or k % 2 == 0 for k in sizes):
+            raise ValueError(f"{subject} must be distinct odd ints, at least one, got {kernel_sizes!r}")
+    return found
 
 
 def composite(output: Tensor, image: Tensor, mask: Tensor) -> Tensor:

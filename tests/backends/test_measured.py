@@ -1,32 +1,17 @@
-"""The table of measured backends that "auto" follows on a GPU, and the script that writes it."""
+"""The table of measured backends that "auto" follows on a GPU, and the tool that writes it."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import write_measured
 
 from pconv_ext import _backends
 from pconv_ext._backends.measured import FORWARD, TRAINING, Row
 from pconv_ext._geometry import centred
 from pconv_ext.ops.call import Call, Source
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KEY = ("9.0", "msfef", "bfloat16", FORWARD)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("gpu_dispatch", BENCHMARKS / "gpu_dispatch.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
 
 
 def record(c_in, c_out, size, triton, cuda, capability="9.0", direction=FORWARD, mask="rectangle"):
@@ -49,7 +34,7 @@ def content(*records, capability="9.0"):
 
 
 def test_the_table_of_the_package():
-    """Only what `gpu_dispatch.py` writes: rows as read, sources for each GPU generation in them."""
+    """Only what `write_measured.py` writes: rows as read, sources for each GPU generation in them."""
     rows = _backends.measured.read(_backends.measured.FILE)
     sources = json.loads(_backends.measured.FILE.read_text())["sources"]
     assert {row.capability for row in rows} == {source["capability"] for source in sources}
@@ -58,14 +43,14 @@ def test_the_table_of_the_package():
     assert {row.dtype for row in rows} <= set(_backends.measured.DTYPES.values())
 
 
-def test_rows_take_the_median_over_masks(script):
+def test_rows_take_the_median_over_masks():
     masks = [
         record(3, 64, 256, [times], [1.0], mask=mask) for times, mask in ((3.0, "a"), (2.0, "b"), (0.5, "c"))
     ]
     tie = record(64, 128, 128, [1.01], [1.0])
     slower = record(128, 256, 64, [1.0, 1.2], [4.0, 4.8])
     alone = record(256, 512, 32, [1.0], None)
-    rows = script.rows_of(content(*masks, tie, slower, alone))
+    rows = write_measured.rows_of(content(*masks, tie, slower, alone))
     assert rows == [
         Row(*KEY, 3, 64, 32 * 256 * 256, "cuda", 2.0),
         Row(*KEY, 64, 128, 32 * 128 * 128, "triton", 0.99),
@@ -73,12 +58,12 @@ def test_rows_take_the_median_over_masks(script):
     ]
 
 
-def test_update_keeps_other_generations(script, tmp_path):
-    file = tmp_path / "dispatch.json"
+def test_update_keeps_other_generations(tmp_path):
+    file = tmp_path / "measured.json"
     file.write_text('{"sources": [], "rows": []}')
     old = content(record(3, 64, 256, [2.0], [1.0], capability="8.0"), capability="8.0")
-    script.update(file, [old, content(record(3, 64, 256, [2.0], [1.0]))])
-    script.update(file, [content(record(3, 64, 256, [1.0], [3.0]))])
+    write_measured.update(file, [old, content(record(3, 64, 256, [2.0], [1.0]))])
+    write_measured.update(file, [content(record(3, 64, 256, [1.0], [3.0]))])
     assert [(row.capability, row.backend, row.times) for row in _backends.measured.read(file)] == [
         ("8.0", "cuda", 2.0),
         ("9.0", "triton", 3.0),
@@ -86,7 +71,7 @@ def test_update_keeps_other_generations(script, tmp_path):
     assert len(json.loads(file.read_text())["sources"]) == 2
     assert all(len(line) < 200 for line in file.read_text().splitlines()), "one row a line"
     with pytest.raises(ValueError, match="time the same call"):
-        script.update(file, [old, old])
+        write_measured.update(file, [old, old])
 
 
 def test_limits_are_geometric_means():

@@ -244,6 +244,37 @@ def test_export(backend):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("size", [(32, 40), (33, 47)], ids=str)
+def test_an_exported_program_takes_other_sizes(backend, size):
+    """Of either parity, whatever that of the example was."""
+    network = Network(backend).eval()
+    x = torch.randn(2, 3, *size)
+    mask = mask_of("random", x, torch.float32)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(network, (x, mask), dynamic_shapes=(dynamic, dynamic)).module()
+    for other in ((48, 64), (33, 47), (31, 50), (64, 65)):
+        x = torch.randn(3, 3, *other)
+        mask = mask_of("random", x, torch.float32)
+        for one, expected in zip(program(x, mask), network(x, mask), strict=True):
+            torch.testing.assert_close(one, expected)
+
+
+def test_an_exported_network_takes_other_sizes():
+    """Four levels, with named dimensions, whose constraints must be provable."""
+    network = pconv_ext.InpaintingNet(width=8, depth=4).eval()
+    x = torch.rand(2, 3, 64, 80)
+    mask = mask_of("rectangle", x, torch.float32)
+    height, width = (torch.export.Dim(name, min=32, max=512) for name in ("height", "width"))
+    dynamic = {2: height, 3: width}
+    program = torch.export.export(network, (x, mask), dynamic_shapes=(dynamic, dynamic)).module()
+    for other in ((96, 128), (65, 127), (99, 64)):
+        x = torch.rand(2, 3, *other)
+        mask = mask_of("rectangle", x, torch.float32)
+        for one, expected in zip(program(x, mask), network(x, mask), strict=True):
+            torch.testing.assert_close(one, expected)
+
+
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.filterwarnings("ignore")  # both exporters say at length what they do
 def test_onnx_export_of_the_reference(dynamo):

@@ -95,6 +95,7 @@ def test_errors_name_what_was_given(tmp_path, capsys, settings, expected):
     [
         (["--width=0"], "train: --width must be an int of at least 1"),
         (["--depth=1"], "train: --depth must be at least 2 and --msfef-stages from 0 to depth"),
+        (["--kernel-sizes=3,4"], "train: --kernel-sizes must be distinct odd ints"),
         (["--kernel-sizes=3,5/3"], "train: --kernel-sizes must be ints, or one sequence of ints"),
         (["--device=abacus"], "train: --device must be one that torch can use here"),
     ],

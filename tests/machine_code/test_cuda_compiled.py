@@ -4,17 +4,16 @@ Other versions make other code, so the library is the one that `make dist` has b
 `make deep` names it in PCONV_EXT_TEST_WHEEL, the folder of an unpacked wheel.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
+import cuda_machine_code
 import pytest
 from pconv_ext.kernels import cuda
 
 pytestmark = pytest.mark.deep
 
 PINNED = 13000  # CUDA 13.0
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "cuda_compiled.py"
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +23,7 @@ def kernels():
     library = Path(wheel, "pconv_ext", "libpconv_cuda.so")
     _, toolkit, _ = cuda.build_of(library)
     assert toolkit == PINNED, f"what is asserted is true of CUDA {PINNED}, this is {toolkit}"
-    spec = importlib.util.spec_from_file_location("cuda_compiled", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.figures(library)
+    return cuda_machine_code.figures(library)
 
 
 def test_both_generations(kernels):

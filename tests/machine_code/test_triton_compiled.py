@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.deep
 
 PINNED = "3.6.0"
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "compiled.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "triton_machine_code.py"
 #: The least that a block may use on any chip of the generation: sm_86, sm_89 and sm_120 have 99 KiB.
 SHARED_LIMIT = 99 * 1024
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA"}

@@ -36,6 +36,11 @@ def test_kernel_sets(backend, sizes, stride, mask):
     check(backend, case(backend, sizes=sizes, stride=stride, mask=mask))
 
 
+@pytest.mark.parametrize("stride", [(3, 2**40), (2**40, 2**40)], ids=str)
+def test_strides_beyond_the_image(backend, stride):
+    check(backend, case(backend, stride=stride))
+
+
 @pytest.mark.parametrize("mask", PLANES)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("shape", [(2, 3, 24, 27), (1, 16, 21, 20)], ids=str)

@@ -60,7 +60,7 @@ def test_uneven_windows_and_wide_padding(backend, options, mask):
     check(backend, case(backend, mask=mask, **options))
 
 
-@pytest.mark.parametrize("stride", [(128, 1), (129, 1), (2, 129)], ids=str)
+@pytest.mark.parametrize("stride", [(128, 1), (129, 1), (2, 129), (3, 2**40), (2**40, 2**40)], ids=str)
 def test_wide_strides(backend, stride):
     check(backend, case(backend, (1, 3, 135, 140), 2, stride=stride))
 

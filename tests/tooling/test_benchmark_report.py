@@ -13,12 +13,12 @@ MARKS = "<!-- benchmarks -->\nold\n<!-- benchmarks -->\n"
 
 
 def reported(tmp_path, commit, *options):
-    """The process of report.py over the stored results, as if of `commit`."""
+    """The process of `benchmarks report` over the stored results, as if of `commit`."""
     content = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx512.json").read_text())
     content["machine"]["commit"] = commit
     results = tmp_path / "results.json"
     results.write_text(json.dumps(content | {"networks": []}))
-    command = [sys.executable, ROOT / "benchmarks" / "report.py", results, *options]
+    command = [sys.executable, ROOT / "benchmarks", "report", results, *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -58,3 +58,19 @@ def test_no_such_figures_stand_in_the_documentation():
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):
         if not file.name.startswith("latest"):  # of a run here, which git ignores
             assert not re.search(r'"commit": "\w+-dirty"', file.read_text()), file
+
+
+@pytest.mark.parametrize(("ours_ms", "code", "verdict"), [(1.0, 0, "ok"), (2.0, 1, "MISSED")])
+def test_goals_of_a_stored_run(tmp_path, ours_ms, code, verdict):
+    """A plain partial convolution is to be faster than the naive 1-channel form, which takes 1.5 ms here."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx512.json").read_text())
+    record = next(r for r in content["records"] if r["layer"] == "pconv5")
+    record["forms"]["cpu"]["samples_ms"] = [ours_ms] * 3
+    record["forms"]["naive, 1-channel mask"]["samples_ms"] = [1.5] * 3
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(content | {"records": [record]}))
+    command = [sys.executable, ROOT / "benchmarks", "goals", run]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == code, process.stderr
+    assert [line.split()[-1] for line in process.stdout.splitlines() if ">=" in line] == [verdict]
+    assert f"{1 - code} of 1 goals reached" in process.stdout

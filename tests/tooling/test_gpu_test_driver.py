@@ -36,7 +36,7 @@ def driver(tmp_path):
         file.write_text(text)
         return subprocess.Popen(
             [
-                *(sys.executable, "benchmarks/gpu_test.py", "--processes", "2", *options),
+                *(sys.executable, "benchmarks", "test", "--processes", "2", *options),
                 *("--results", tmp_path / "test.json", "--files", file, QUICK),
             ],
             cwd=ROOT,
@@ -127,7 +127,7 @@ def test_one_that_cannot_be_interrupted_is_killed(driver, tmp_path):
 
 
 def test_every_test_is_in_its_list():
-    code = "import gpu_test, json; print(json.dumps(gpu_test.test_files()))"
+    code = "import json; from gpu import tests; print(json.dumps(tests.test_files()))"
     files = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT / "benchmarks"))
     assert len(files) == len(set(files))
     assert all((ROOT / file).is_file() for file in files)
