@@ -13,8 +13,12 @@ from . import compat, functional, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
 from .functional import *  # noqa: E402, F403
-from .inpainter import Inpainter  # noqa: E402
-from .model import InpaintingNet, composite  # noqa: E402
+from .inpainting import checkpoint as checkpoint  # noqa: E402
+from .inpainting import inpainter as inpainter  # noqa: E402
+from .inpainting import masks as masks  # noqa: E402
+from .inpainting import model as model  # noqa: E402
+from .inpainting.inpainter import Inpainter  # noqa: E402
+from .inpainting.model import InpaintingNet, composite  # noqa: E402
 from .modules import MSFEF, PartialConv2d  # noqa: E402
 
 __all__ = [

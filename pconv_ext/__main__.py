@@ -1,8 +1,8 @@
-"""``pconv-ext`` and ``python -m pconv_ext``: see `pconv_ext.cli`."""
+"""``pconv-ext`` and ``python -m pconv_ext``: see `pconv_ext.inpainting.cli`."""
 
 import sys
 
-from ._extras import require
+from .inpainting._extras import require
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(str(error))
     try:
-        from .cli import run
+        from .inpainting.cli import run
 
         run()
     except KeyboardInterrupt:

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from measure.inputs import PHOTOS
 from measure.machine import machine
-from pconv_ext import InpaintingNet, composite, figures, masks
+from pconv_ext import InpaintingNet, composite, masks
 from pconv_ext.checkpoint import load_net
 from pconv_ext.data import InpaintingDataset, PictureDataset, folder
+from pconv_ext.inpainting import figures
+from pconv_ext.inpainting.training.run_folder import RunFolder
 from pconv_ext.training import train
-from pconv_ext.training.run_folder import RunFolder
 
 SETTINGS: dict[str, Any] = {
     "size": 64,

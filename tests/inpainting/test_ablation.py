@@ -11,8 +11,8 @@ from support.trainings import SMALL, command, finish, make_pictures
 import pconv_ext.ablation
 from pconv_ext import checkpoint, losses
 from pconv_ext.ablation import CONFIGURATIONS, ablate
-from pconv_ext.cli import run
 from pconv_ext.evaluation import Report
+from pconv_ext.inpainting.cli import run
 from pconv_ext.training import DivergedError
 
 torchvision_without_ops.make_importable()

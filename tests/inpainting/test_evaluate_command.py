@@ -14,8 +14,8 @@ from support.weight_files import offline, save
 
 from pconv_ext import InpaintingNet, data, masks
 from pconv_ext.checkpoint import load_net, save_net
-from pconv_ext.cli import run
 from pconv_ext.evaluation import Report, evaluate, load_lpips
+from pconv_ext.inpainting.cli import run
 
 torchvision_without_ops.make_importable()
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from pconv_ext import InpaintingNet, data, evaluation, masks
 from pconv_ext.evaluation import Report, evaluate, load_lpips
-from pconv_ext.tables import report_markdown
+from pconv_ext.inpainting.tables import report_markdown
 
 torchvision_without_ops.make_importable()
 
@@ -340,7 +340,7 @@ def test_weights_of_the_download(monkeypatch, lpips_state):
 
 def test_importing_imports_no_optional_library():
     code = (
-        "import sys, pconv_ext.evaluation, pconv_ext.tables, pconv_ext.figures;"
+        "import sys, pconv_ext.evaluation, pconv_ext.inpainting.tables, pconv_ext.inpainting.figures;"
         "print({'torchmetrics', 'torchvision', 'matplotlib', 'PIL', 'rich', 'typer'} & {*sys.modules})"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -12,6 +12,7 @@ from support.cases import MASK_DTYPES, laid_out, mask_of
 from support.weight_files import save
 from torch import nn
 
+from pconv_ext import losses
 from pconv_ext.losses import WEIGHTS, InpaintingLoss, gram_matrix, load_vgg16, vgg16_features
 
 TERMS = ["avail", "missing", "perceptual", "style"]
@@ -153,7 +154,7 @@ def test_a_weight_of_zero_skips_the_work(stack, monkeypatch):
     output, target, mask = inputs()
     full = InpaintingLoss(stack)(output, target, mask)
     grams = []
-    monkeypatch.setattr("pconv_ext.losses.gram_matrix", lambda phi: grams.append(phi) or gram_matrix(phi))
+    monkeypatch.setattr(losses, "gram_matrix", lambda phi: grams.append(phi) or gram_matrix(phi))
     for dropped in (("avail",), ("missing",), ("perceptual",), ("style",), ("avail", "missing")):
         loss = InpaintingLoss(stack, dict.fromkeys(dropped, 0))
         calls = Calls(loss.features[0])

@@ -8,12 +8,12 @@ import torch.multiprocessing
 from support.trainings import ON_PIXELS, OPTIONS, SMALL, command, finish, history, make_pictures
 
 from pconv_ext import InpaintingNet, losses
-from pconv_ext._device import find_device
+from pconv_ext.inpainting._device import find_device
+from pconv_ext.inpainting.training.pictures import Batches, datasets
+from pconv_ext.inpainting.training.processes import Processes, processes
+from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.training import TrainConfig, train
-from pconv_ext.training.pictures import Batches, datasets
-from pconv_ext.training.processes import Processes, processes
-from pconv_ext.training.run_folder import RunFolder
-from pconv_ext.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def test_an_error_of_the_first_process_is_told_once(pictures, tmp_path):
     process = command("train", pictures, *OPTIONS, "-o", tmp_path / "run", module=launch)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert errors.count("pconv-ext: train: output must be a folder") == 1
+    assert errors.count("pconv-ext: train: --output must be a folder") == 1
 
 
 def test_a_batch_must_divide(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("pconv_ext.training.pictures._HELD_OUT", 2)
+    monkeypatch.setattr("pconv_ext.inpainting.training.pictures._HELD_OUT", 2)
     with pytest.raises(ValueError, match="6 pictures make no batch"):
         Batches(6, 24, 0, 4)
     with pytest.raises(ValueError, match="batch of 1"):

@@ -19,12 +19,12 @@ from support.trainings import (
 )
 
 from pconv_ext import checkpoint
-from pconv_ext.cli import run
+from pconv_ext.inpainting.cli import run
+from pconv_ext.inpainting.training.config import resumed
+from pconv_ext.inpainting.training.processes import Processes
+from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.training import DivergedError, TrainConfig, train
-from pconv_ext.training.config import resumed
-from pconv_ext.training.processes import Processes
-from pconv_ext.training.run_folder import RunFolder
-from pconv_ext.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,8 @@ class TestErrors:
             ([pictures, "--kernel-sizes", "3;5"], "must look like 3,5,7 or 3,5,7/3,5, got '3;5'"),
             ([pictures, "--holes", "round"], "holes must be one of 'rectangle', 'irregular', got 'round'"),
             ([pictures, "--device", "gpu7"], "device must be one that torch can use here"),
-            ([pictures, "--sync-batchnorm"], "sync_batchnorm needs GPUs"),
-            ([pictures, "--invert-mask"], "invert_mask is about the pictures of masks"),
+            ([pictures, "--sync-batchnorm"], "--sync-batchnorm needs GPUs"),
+            ([pictures, "--invert-mask"], "--invert-mask is about the pictures of --masks"),
             ([pictures, "--weights=style=nan"], "weights must be finite"),
         ):
             assert expected in self.fails(capsys, *OPTIONS, *arguments, "-o", folder), arguments
@@ -213,7 +213,7 @@ class TestErrors:
         before = {file.name: file.read_bytes() for file in folder.glob("*.*")}
         for arguments, expected in (
             ([pictures], "holds a training already"),
-            (["--resume", "--lr", "0.5"], "lr was 0.01, got 0.5"),
+            (["--resume", "--lr", "0.5"], "--lr was 0.01, got 0.5"),
             ([fewer, "--resume"], "11 pictures to train and 2 to validate on, got 3 and 1"),
         ):
             assert expected in self.fails(capsys, *arguments, "-o", folder)

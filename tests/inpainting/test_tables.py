@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pconv_ext import figures, tables
 from pconv_ext.evaluation import BinMetrics, Report
+from pconv_ext.inpainting import figures, tables
 
 BINS = ((0.01, 0.1), (0.1, 0.2))
 

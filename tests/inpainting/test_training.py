@@ -9,11 +9,11 @@ from PIL import Image
 from support.trainings import ON_PIXELS, SMALL, history, make_pictures
 
 from pconv_ext import checkpoint, losses
+from pconv_ext.inpainting.training.pictures import Batches, datasets
+from pconv_ext.inpainting.training.processes import Processes
+from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.training import TrainConfig, train
-from pconv_ext.training.pictures import Batches, datasets
-from pconv_ext.training.processes import Processes
-from pconv_ext.training.run_folder import RunFolder
-from pconv_ext.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ class TestBatches:
 
 class TestDatasets:
     def names(self, dataset):
-        source = dataset.pictures.source
+        source = dataset.pictures.collection
         return [source.name(i).rsplit("/", 1)[1] for i in range(len(source))]
 
     def test_every_tenth_is_held_out(self, settings):
@@ -220,7 +220,7 @@ def test_unreadable_pictures_are_not_validated_on(settings, tmp_path):
     # A mask is that of an index: give the readable pictures those that they had.
     pairs = made.val_loader.dataset.pairs
     before, draw = {0: 0, 2: 1, 3: 2}, pairs.mask
-    names = [pairs.pictures.source.name(i).rsplit("/", 1)[1] for i in range(6)]
+    names = [pairs.pictures.collection.name(i).rsplit("/", 1)[1] for i in range(6)]
     assert names == ["00.png", "000.png", "01.png", "02.png", "02a.png", "09.png"]
     pairs.mask = lambda index: draw(before.get(index, 0))
     with pytest.warns(UserWarning, match="is left out"):

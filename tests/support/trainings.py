@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pconv_ext import checkpoint
-from pconv_ext.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.run_folder import RunFolder
 
 #: A training that takes a moment; on pixels alone it needs no VGG-16.
 SMALL = {"size": 16, "width": 2, "depth": 3, "msfef_stages": 1, "batch_size": 4, "epochs": 2, "lr": 0.01}

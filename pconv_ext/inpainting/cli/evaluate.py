@@ -14,10 +14,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from .. import tables
-from .._arguments import SEED_LIMIT, choice, integer
+from .._arguments import about, choice, integer
 from .._device import find_device
-from ..checkpoint import check_folder, load_net, load_training, write_atomically
-from ..data import DATASETS, PictureDataset, Source, folder, has_split
+from .._files import check_folder, write_atomically
+from .._random import SEED_LIMIT
+from ..checkpoint import load_net, load_training
+from ..data import DATASETS, PictureCollection, PictureDataset, folder, has_split
 from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
@@ -74,20 +76,22 @@ def evaluate(
 ) -> None:
     """Measure a network: L2, SSIM, PSNR and LPIPS for each bin of hole ratios."""
     for name, value, least, below in (
-        ("--batch-size", batch_size, 1, None),
-        ("--seed", seed, 0, SEED_LIMIT),
-        ("--figures", figures, 0, None),
-        ("--limit", 1 if limit is None else limit, 1, None),
+        ("batch_size", batch_size, 1, None),
+        ("seed", seed, 0, SEED_LIMIT),
+        ("figures", figures, 0, None),
+        ("limit", 1 if limit is None else limit, 1, None),
     ):
         integer("evaluate", name, value, least, below)
     if invert_mask and masks is None:
-        raise ValueError("evaluate: --invert-mask is about the pictures of --masks, which is not given")
-    check_folder("evaluate", "--output", output)
+        raise ValueError(
+            f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
+        )
+    check_folder("evaluate", "output", output)
     where = find_device("evaluate", device)
     net = load_net(checkpoint)
     if size is None:
         size = load_training(checkpoint).get("config", {}).get("size", 256)
-    shown = PictureDataset(_source(dataset, pictures, split), size)
+    shown = PictureDataset(_collection(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
     distance = metric(lpips, no_lpips)
     rows: list[list[list[Tensor]]] = [[] for _ in BINS]
@@ -127,13 +131,13 @@ def evaluate(
     print(f"written to {output}")
 
 
-def _source(dataset: str, pictures: Path, split: str | None) -> Source:
-    choice("evaluate", "--dataset", dataset, tuple(DATASETS))
+def _collection(dataset: str, pictures: Path, split: str | None) -> PictureCollection:
+    choice("evaluate", "dataset", dataset, tuple(DATASETS))
     load, splits = DATASETS[dataset]
     if dataset == "folder":
         if split == "all" or (split is None and not has_split(pictures)):
             return folder(pictures)
-        choice("evaluate", "--split", split or splits[1], ("all", *splits))
+        choice("evaluate", "split", split or splits[1], ("all", *splits))
     return load(pictures, split or splits[1])
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from .._files import check_folder, write_atomically
 from .._weights import reason
-from ..checkpoint import BEST, LAST, CheckpointError, check_folder, save_net, write_atomically
+from ..checkpoint import BEST, LAST, CheckpointError, save_net
 from ..model import InpaintingNet
 
 STATE = "state.pt"

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from .._arguments import given_by_command
 from .ablate import ablate
 from .evaluate import evaluate
 from .info import info
@@ -39,11 +41,17 @@ def options(
         raise typer.Exit
 
 
-app.command()(train)
-app.command()(evaluate)
-app.command()(ablate)
-app.command()(inpaint)
-app.command()(info)
+class _Command(TyperCommand):
+    """A command whose errors name its options."""
+
+    def invoke(self, context: Any) -> Any:
+        options = {one.name: max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")}
+        with given_by_command(str(self.name), options):
+            return super().invoke(context)
+
+
+for _command in (train, evaluate, ablate, inpaint, info):
+    app.command(cls=_Command)(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ..info import report
+from ...info import report
 
 
 def info() -> None:

@@ -1,4 +1,4 @@
-"""Where data sets have their pictures from: folders, and two public data sets through torchvision."""
+"""Collections of pictures to make data sets of: folders, and two public data sets through torchvision."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _pictures
-from ._arguments import choice
-from ._extras import require
+from .. import _pictures
+from .._arguments import choice
+from .._extras import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LISTS = {"train": "trainnames.txt", "test": "testnames.txt"}
 
 
-class Source(Protocol):
+class PictureCollection(Protocol):
     """Pictures by their number: what `PictureDataset` takes. It must be picklable for workers."""
 
     def __len__(self) -> int: ...
@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
 
-def folder(root: str | os.PathLike[str], split: str | None = None) -> Source:
+def folder(root: str | os.PathLike[str], split: str | None = None) -> PictureCollection:
     """All pictures below a folder, in the order of their sorted paths.
 
     Args:
@@ -56,7 +56,7 @@ def has_split(root: str | os.PathLike[str]) -> bool:
     return all(Path(root, name).is_file() for name in _LISTS.values())
 
 
-def stanford_cars(root: str | os.PathLike[str], split: str = "train") -> Source:
+def stanford_cars(root: str | os.PathLike[str], split: str = "train") -> PictureCollection:
     """Stanford Cars through ``torchvision.datasets.StanfordCars``, from files already on disk.
 
     Args:
@@ -81,7 +81,7 @@ def stanford_cars(root: str | os.PathLike[str], split: str = "train") -> Source:
     return _Cars(cars(os.fspath(root), split=split, download=False, loader=_pictures.read), str(base))
 
 
-def lsun_church(root: str | os.PathLike[str], split: str = "train") -> Source:
+def lsun_church(root: str | os.PathLike[str], split: str = "train") -> PictureCollection:
     """LSUN church_outdoor through ``torchvision.datasets.LSUN``, from files already on disk.
 
     Args:
@@ -99,7 +99,7 @@ def lsun_church(root: str | os.PathLike[str], split: str = "train") -> Source:
 
 
 #: Data sets by name: what opens one, and its splits to train and to evaluate on (a folder's: Helen's lists).
-DATASETS: dict[str, tuple[Callable[[str | os.PathLike[str], str], Source], tuple[str, str]]] = {
+DATASETS: dict[str, tuple[Callable[[str | os.PathLike[str], str], PictureCollection], tuple[str, str]]] = {
     "folder": (folder, ("train", "test")),
     "stanford-cars": (stanford_cars, ("train", "test")),
     "lsun-church": (lsun_church, ("train", "val")),

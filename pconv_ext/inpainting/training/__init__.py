@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .._backends import check_available
+from ..._backends import check_available
+from .._arguments import named
 from .config import TrainConfig, resumed
 from .processes import Processes, processes
 from .run_folder import RunFolder
@@ -75,7 +76,8 @@ def train_in(
         failed_start = state is not None and progress["epoch"] == progress["step"] == 0
         if not resume and folder.used and not failed_start:
             raise FileExistsError(
-                f"{output} holds a training already: go on with it (--resume), or take another folder"
+                f"{output} holds a training already: go on with it ({named('resume')}), or take another "
+                "folder"
             )
         if state is not None and resume:
             return resumed(state["config"], settings), state

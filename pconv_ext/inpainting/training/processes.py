@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._arguments import named
 from .._device import find_device
 
 Result = TypeVar("Result")
@@ -74,7 +75,7 @@ class Processes:
         """
         if sync_batchnorm:
             if self.device.type != "cuda":
-                raise ValueError(f"sync_batchnorm needs GPUs, got the device {self.device}")
+                raise ValueError(f"{named('sync_batchnorm')} needs GPUs, got the device {self.device}")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         if self.size == 1:
             return net

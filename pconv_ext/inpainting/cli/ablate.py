@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,35 +14,12 @@ from . import metric
 from . import settings as options
 
 
+@options.with_settings("weights")  # which are what the study varies
 def ablate(
-    context: typer.Context,
     data: options.RequiredData,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the six trainings, the table and the plot.")
     ],
-    dataset: options.Dataset = None,
-    val: options.Val = None,
-    size: options.Size = None,
-    crop: options.Crop = None,
-    holes: options.Holes = None,
-    rectangles: options.Rectangles = None,
-    masks: options.Masks = None,
-    invert_mask: options.InvertMask = None,
-    width: options.Width = None,
-    msfef_stages: options.MsfefStages = None,
-    kernel_sizes: options.KernelSizes = None,
-    depth: options.Depth = None,
-    vgg16: options.Vgg16 = None,
-    batch_size: options.BatchSize = None,
-    epochs: options.Epochs = None,
-    lr: options.Lr = None,
-    weight_decay: options.WeightDecay = None,
-    patience: options.Patience = None,
-    factor: options.Factor = None,
-    precision: options.Precision = None,
-    save_every: options.SaveEvery = None,
-    sync_batchnorm: options.SyncBatchnorm = None,
-    seed: options.Seed = None,
     lpips: metric.Lpips = None,
     no_lpips: metric.NoLpips = False,
     limit: Annotated[
@@ -51,6 +28,7 @@ def ablate(
     device: options.Device = None,
     workers: options.Workers = 2,
     backend: options.Backend = "auto",
+    **settings: Any,
 ) -> None:
     """Train and measure the paper's six configurations: its table, best values bold, and a plot.
 
@@ -58,7 +36,7 @@ def ablate(
     after whatever ended it, the command goes on where it was.
     """
     reports = study(
-        options.collect(context),
+        options.given({"data": data, **settings}),
         output,
         lpips=metric.metric(lpips, no_lpips),
         limit=limit,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._extras import require
-from .checkpoint import write_atomically
+from ._files import write_atomically
 from .evaluation import BinMetrics, Report
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ._arguments import about
 from ._weights import reason
 
 
@@ -21,6 +22,7 @@ def find_device(user: str, device: str | torch.device | None) -> torch.device:
             raise TypeError("the operators have kernels for cpu and cuda")
     except (AssertionError, RuntimeError, TypeError) as error:  # which depends on how torch was built
         raise ValueError(
-            f"{user}: device must be one that torch can use here, got {str(device)!r} ({reason(error)})"
+            f"{about(user, 'device')} must be one that torch can use here, got {str(device)!r} "
+            f"({reason(error)})"
         ) from error
     return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._arguments import named
 from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
@@ -185,8 +186,8 @@ class Trainer:
     def _diverged(self, what: str) -> str:
         at = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         return (
-            f"{what} is not finite any more at {at}: try a smaller lr than {self.config.lr} or, with "
-            f"bfloat16, precision float32; {self.folder.root} holds the last good checkpoint"
+            f"{what} is not finite any more at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
+            f"with bfloat16, {named('precision')} float32; {self.folder.root} holds the last good checkpoint"
         )
 
     def _end_epoch(self, report: Report) -> None:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import masks
-from .._arguments import generator
-from ..data import DATASETS, InpaintingDataset, PictureDataset, Source, folder, has_split
+from .._arguments import named
+from .._random import Stream, generator
+from ..data import DATASETS, InpaintingDataset, PictureCollection, PictureDataset, folder, has_split
 from .config import TrainConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_ORDER = 5  # stream of random numbers, beside those of masks.py and data.py
 _HELD_OUT = 10  # every so many pictures one is validated on, where nothing else says which
 _IRREGULAR = (masks.BINS[0][0], masks.BINS[-1][1])
 
@@ -31,15 +31,15 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
         OSError, ValueError: a folder that is not there or has no readable pictures.
         ImportError: Pillow, torchvision or what it reads a data set with is missing.
     """
-    train, val = _sources(config)
+    train, val = _collections(config)
     holes: str | tuple[float, float] | masks.MaskFolder = "rectangle"
     if config.masks is not None:
         holes = masks.MaskFolder(config.masks, holes="white" if config.invert_mask else "black")
     elif config.holes == "irregular":
         holes = _IRREGULAR
     made = []
-    for source, crop, fixed in ((train, config.crop, False), (val, "center", True)):
-        pictures = PictureDataset(source, config.size, crop=crop, seed=config.seed)
+    for collection, crop, fixed in ((train, config.crop, False), (val, "center", True)):
+        pictures = PictureDataset(collection, config.size, crop=crop, seed=config.seed)
         # Another seed, or validation would have the masks of the first epoch.
         seed = config.seed + 1 if fixed else config.seed
         made.append(InpaintingDataset(pictures, holes, fixed=fixed, seed=seed, count=config.rectangles))
@@ -60,7 +60,7 @@ class Validation(Dataset[tuple[Tensor, Tensor, bool]]):
         return image, mask, not self.pairs.pictures.is_stand_in(index)
 
 
-def _sources(config: TrainConfig) -> tuple[Source, Source]:
+def _collections(config: TrainConfig) -> tuple[PictureCollection, PictureCollection]:
     load, splits = DATASETS[config.dataset]
     whole = config.dataset == "folder" and (config.val is not None or not has_split(config.data))
     train = folder(config.data) if whole else load(config.data, splits[0])
@@ -78,7 +78,7 @@ def _sources(config: TrainConfig) -> tuple[Source, Source]:
     return _Part(train, rest), _Part(train, held_out)
 
 
-def _without(train: Source, val: Source, config: TrainConfig) -> Source:
+def _without(train: PictureCollection, val: PictureCollection, config: TrainConfig) -> PictureCollection:
     """`train` but for the pictures of `val`, whose folder may lie in its own."""
     held_out = {os.path.realpath(val.name(i)) for i in range(len(val))}
     rest = [i for i in range(len(train)) if os.path.realpath(train.name(i)) not in held_out]
@@ -91,20 +91,20 @@ def _without(train: Source, val: Source, config: TrainConfig) -> Source:
 
 
 class _Part:
-    """Some pictures of a source."""
+    """Some pictures of a collection."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source = source
+    def __init__(self, collection: PictureCollection, indices: Sequence[int]) -> None:
+        self.collection = collection
         self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        return self.source.name(self.indices[index])
+        return self.collection.name(self.indices[index])
 
     def load(self, index: int) -> Image.Image:
-        return self.source.load(self.indices[index])
+        return self.collection.load(self.indices[index])
 
 
 class Batches:
@@ -122,7 +122,8 @@ class Batches:
     def __init__(self, length: int, batch_size: int, seed: int, processes: int = 1, rank: int = 0) -> None:
         if batch_size % processes:
             raise ValueError(
-                f"batch_size must be a multiple of the number of processes, got {batch_size} for {processes}"
+                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
+                f"{processes}"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.processes, self.rank = processes, rank
@@ -139,7 +140,7 @@ class Batches:
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = generator(_ORDER, self.seed, self.epoch).permutation(self.length)
+        order = generator(Stream.ORDER, self.seed, self.epoch).permutation(self.length)
         first, self.start = self.start, 0
         for step in range(first, self._count):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,0 +1,191 @@
+"""The encoder-decoder of the paper: MSFEF and partial convolutions down, decoder stages with skips up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import upcat_partial_conv2d
+from ..modules import MSFEF, PartialConv2d
+from ._arguments import about, named
+
+__all__ = ["InpaintingNet", "composite"]
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Instance normalisation that leaves a 1x1 map as it is: its variance says nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input if input.shape[2] * input.shape[3] == 1 else super().forward(input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that says what to do where it cannot train."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            raise ValueError(
+                "InpaintingNet: batch normalisation cannot train on one value per channel, a 1x1 map in a "
+                f"batch of 1 ({list(input.shape)}): use a larger batch or image, a smaller depth, or .eval()"
+            )
+        return super().forward(input)
+
+
+class _EncoderStage(nn.Module):
+    """Partial convolution(s) of stride 2, normalisation, ReLU."""
+
+    def __init__(self, conv: MSFEF | PartialConv2d, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, mask = self.conv(x, mask)
+        return self.activation(self.norm(x)), mask
+
+
+class _DecoderStage(nn.Module):
+    """Up-sample, concatenate with the skip, partial convolution; but for the last, batch norm, LeakyReLU."""
+
+    def __init__(self, c_low: int, c_skip: int, c_out: int, backend: str, *, last: bool) -> None:
+        super().__init__()
+        self.conv = PartialConv2d(c_low + c_skip, c_out, 3, padding=1, backend=backend)
+        self.norm = nn.Identity() if last else BatchNorm2d(c_out)
+        self.activation = nn.Identity() if last else nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(
+        self, low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        conv = self.conv
+        x, mask = upcat_partial_conv2d(
+            low, mask_low, skip, mask_skip, conv.weight, conv.bias, backend=conv.backend
+        )
+        return self.activation(self.norm(x)), mask
+
+
+class InpaintingNet(nn.Module):
+    """Encoder-decoder of MSFEF and partial convolutions (table 2 of the paper, with the default arguments).
+
+    Each of `depth` encoder stages halves the size: stage i has min(2^i, 8) * width channels, the first
+    `msfef_stages` are MSFEF blocks, the others single 3x3 partial convolutions; instance normalisation and
+    ReLU follow, batch normalisation in the last. Each decoder stage doubles it: nearest up-sampling,
+    concatenation with the encoder's map of that size (in the last stage with image and mask), partial
+    convolution 3x3, batch normalisation and LeakyReLU(0.2), but for the last. No up-sampled, concatenated or
+    C-channel mask is built.
+
+    Args:
+        width: channels of the first stage.
+        msfef_stages: how many encoder stages are MSFEF blocks; 0 for the ablation without.
+        kernel_sizes: of every MSFEF block, or a sequence of such for each of them. Smaller images need
+            smaller kernels, larger ones larger: the paper's 3, 5, 7 are for 256x256.
+        depth: encoder stages, at least 2; also decoder stages.
+        backend: of the partial convolutions, as for `pconv_ext.partial_conv2d`.
+
+    Attributes:
+        config: the arguments but for the backend, as JSON can hold them: ``InpaintingNet(**net.config)`` has
+            the same layers.
+
+    Raises:
+        ValueError: sizes out of range, kernel sizes for another number of stages.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        msfef_stages: int = 4,
+        kernel_sizes: Sequence[int] | Sequence[Sequence[int]] = (3, 5, 7),
+        depth: int = 8,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        user = "InpaintingNet"
+        if width < 1:
+            raise ValueError(f"{about(user, 'width')} must be at least 1, got {width}")
+        if depth < 2 or not 0 <= msfef_stages <= depth:
+            raise ValueError(
+                f"{about(user, 'depth')} must be at least 2 and {named('msfef_stages')} from 0 to depth, "
+                f"got depth {depth}, msfef_stages {msfef_stages}"
+            )
+        sizes = _per_stage(kernel_sizes, msfef_stages)
+        self.config: dict[str, Any] = {
+            "width": width,
+            "msfef_stages": msfef_stages,
+            "kernel_sizes": [list(stage) for stage in sizes],
+            "depth": depth,
+        }
+        channels = [width * min(2**i, 8) for i in range(depth)]
+        encoder, c_in = [], 3
+        for i, c_out in enumerate(channels):
+            conv: MSFEF | PartialConv2d
+            if i < msfef_stages:
+                conv = MSFEF(c_in, c_out, sizes[i], backend=backend)
+            else:
+                conv = PartialConv2d(c_in, c_out, 3, 2, 1, return_mask=True, backend=backend)
+            last = i == depth - 1
+            norm = BatchNorm2d(c_out) if last else InstanceNorm2d(c_out, affine=True)
+            encoder.append(_EncoderStage(conv, norm))
+            c_in = c_out
+        skips = [3, *channels[:-1]]
+        decoder = []
+        for i, c_skip in enumerate(reversed(skips)):
+            last = i == depth - 1
+            decoder.append(_DecoderStage(c_in, c_skip, c_skip, backend, last=last))
+            c_in = c_skip
+        self.encoder = nn.ModuleList(encoder)
+        self.decoder = nn.ModuleList(decoder)
+
+    def forward(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Inpaint.
+
+        Args:
+            image: [N, 3, H, W], any size; what its holes hold has no influence.
+            mask: [N or 1, 1, H, W], nonzero = valid; None = all valid.
+
+        Returns:
+            [N, 3, H, W]: the network's idea of the whole image; see `composite`.
+
+        Raises:
+            ValueError: shapes that do not fit; training where batch normalisation has one value per channel.
+        """
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(f"InpaintingNet: image must have shape [N, 3, H, W], got {list(image.shape)}")
+        x, skips = image, []
+        for stage in cast("list[_EncoderStage]", self.encoder):
+            skips.append((x, mask))
+            x, mask = stage(x, mask)
+        for decoder_stage in cast("list[_DecoderStage]", self.decoder):
+            x, mask = decoder_stage(x, mask, *skips.pop())
+        return x
+
+
+def _per_stage(kernel_sizes: Sequence[int] | Sequence[Sequence[int]], stages: int) -> list[tuple[int, ...]]:
+    subject = about("InpaintingNet", "kernel_sizes")
+    nested = [isinstance(sizes, Sequence) for sizes in kernel_sizes]
+    if any(nested) and (not all(nested) or len(nested) != stages):
+        raise ValueError(
+            f"{subject} must be ints, or one sequence of ints for each of the {stages} "
+            f"{named('msfef_stages')}, got {kernel_sizes!r}"
+        )
+    every = kernel_sizes if any(nested) else [kernel_sizes] * stages
+    found = [tuple(sizes) for sizes in cast("Sequence[Sequence[int]]", every)]
+    for sizes in found:
+        if not sizes or len({*sizes}) < len(sizes) or any(k < 1 or k % 2 == 0 for k in sizes):
+            raise ValueError(f"{subject} must be distinct odd ints, at least one, got {kernel_sizes!r}")
+    return found
+
+
+def composite(output: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """The image where it is valid, the network's output in holes.
+
+    Args:
+        output, image: [N, 3, H, W].
+        mask: [N or 1, 1, H, W], nonzero = valid.
+
+    Returns:
+        [N, 3, H, W]; a selection, so NaN in a hole of `image` does not show.
+    """
+    return torch.where(mask != 0, image, output)

@@ -1,0 +1,172 @@
+"""What decides what a training computes: stored in its checkpoints, compared when it is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, TypeAlias
+
+from .._arguments import about, choice, integer, named, number
+from .._random import SEED_LIMIT
+from ..data import DATASETS
+from ..losses import WEIGHTS, merged_weights
+from .settings import Setting, documented, fields
+
+KernelSizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
+
+CROPS = ("random", "center", "none")
+HOLES = ("rectangle", "irregular")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+# By the headings under which commands list them.
+_pictures, _network, _training = (
+    partial(Setting, panel=panel) for panel in ("Pictures and masks", "Network", "Training")
+)
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(values)
+
+
+def _whole(least: int, below: int | None = None) -> Callable[[str, str, Any], object]:
+    return partial(integer, least=least, below=below)
+
+
+def _real(fits: Callable[[float], bool], expected: str) -> Callable[[str, str, Any], object]:
+    return partial(number, fits=fits, expected=expected)
+
+
+def _one_of(values: Iterable[str]) -> Callable[[str, str, Any], object]:
+    return partial(choice, choices=tuple(values))
+
+
+def _loss_weights(user: str, name: str, value: Any) -> object:
+    return merged_weights(user, value)
+
+
+@documented
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training, with the paper's settings (section 4.2) as defaults.
+
+    The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
+    are cut to 256x256; the defaults of those are ours.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of its range.
+    """
+
+    data: Annotated[str, _pictures("Folder of pictures, or of a data set.", path=True, replaceable=True)]
+    dataset: Annotated[str, _pictures(f"What {{data}} holds: {_names(DATASETS)}.", _one_of(DATASETS))] = (
+        "folder"
+    )
+    val: Annotated[
+        str | None,
+        _pictures(
+            "Folder of pictures to validate on. Without it Helen's own lists or the data set's second split, "
+            "or every tenth picture.",
+            path=True,
+            replaceable=True,
+        ),
+    ] = None
+    size: Annotated[int, _pictures("Height and width of the pictures, in pixels.", _whole(1))] = 256
+    crop: Annotated[str, _pictures(f"How pictures are cut: {_names(CROPS)}.", _one_of(CROPS))] = "random"
+    holes: Annotated[str, _pictures(f"Masks that are made: {_names(HOLES)} strokes.", _one_of(HOLES))] = (
+        "rectangle"
+    )
+    rectangles: Annotated[int, _pictures("Rectangles in each mask.", _whole(1))] = 1
+    masks: Annotated[
+        str | None,
+        _pictures("Folder of mask pictures, dark = hole, in place of {holes}.", path=True, replaceable=True),
+    ] = None
+    invert_mask: Annotated[bool, _pictures("In the pictures of {masks} light = hole.")] = False
+
+    width: Annotated[int, _network("Channels of the first stage.", _whole(1))] = 64
+    msfef_stages: Annotated[int, _network("Encoder stages that are MSFEF blocks.")] = 4
+    kernel_sizes: Annotated[KernelSizes, _network("Of all MSFEF blocks, or of each.")] = (3, 5, 7)
+    depth: Annotated[int, _network("Encoder stages; each halves the size.")] = 8
+
+    weights: Annotated[
+        Mapping[str, float],
+        _training(
+            "Weights of loss terms by name.",
+            _loss_weights,
+            default=" ".join(f"{name}={value:g}" for name, value in WEIGHTS.items()),
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    vgg16: Annotated[
+        str | None,
+        _training(
+            "File of VGG-16's weights, .pth or .safetensors; without it torchvision downloads them.",
+            path=True,
+            replaceable=True,
+        ),
+    ] = None
+    batch_size: Annotated[int, _training("Pictures a step, over all processes.", _whole(1))] = 32
+    epochs: Annotated[int, _training("How often every picture is seen.", _whole(1), replaceable=True)] = 120
+    lr: Annotated[float, _training("Learning rate of Adam.", _real(lambda x: x > 0, "above 0"))] = 0.003
+    weight_decay: Annotated[
+        float, _training("Weight decay of Adam.", _real(lambda x: x >= 0, "at least 0"))
+    ] = 1e-5
+    patience: Annotated[
+        int, _training("Epochs without a better validation loss before lr shrinks.", _whole(0))
+    ] = 5
+    factor: Annotated[
+        float, _training("What lr is multiplied by then.", _real(lambda x: 0 < x < 1, "between 0 and 1"))
+    ] = 0.5
+    precision: Annotated[
+        str, _training(f"{_names(PRECISIONS)}; auto is bfloat16 on GPUs that have it.", _one_of(PRECISIONS))
+    ] = "auto"
+    save_every: Annotated[
+        int,
+        _training("Steps between checkpoints; one follows each epoch too.", _whole(1), replaceable=True),
+    ] = 1000
+    sync_batchnorm: Annotated[
+        bool, _training("Batch statistics over all processes (GPUs), not each its own.")
+    ] = False
+    seed: Annotated[int, _training("Of everything random.", _whole(0, SEED_LIMIT - 1))] = 0
+
+    def __post_init__(self) -> None:
+        for name, field in fields(TrainConfig).items():
+            value = getattr(self, name)
+            if field.setting.check is not None:
+                field.setting.check("TrainConfig", name, value)
+            if field.setting.path and value is not None:
+                object.__setattr__(self, name, os.fspath(value))  # a string, for JSON
+        if self.invert_mask and self.masks is None:
+            raise ValueError(
+                f"{about('TrainConfig', 'invert_mask')} is about the pictures of {named('masks')}, which is "
+                "None"
+            )
+
+    @property
+    def net(self) -> dict[str, Any]:
+        """The arguments of `pconv_ext.InpaintingNet`."""
+        return {name: getattr(self, name) for name in ("width", "msfef_stages", "kernel_sizes", "depth")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as JSON holds them."""
+        values = dataclasses.asdict(self)
+        stages: Any = self.kernel_sizes
+        values["kernel_sizes"] = [list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in stages]
+        values["weights"] = merged_weights("TrainConfig", self.weights)
+        return values
+
+
+def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a stored training, with what was `given` now where that may differ.
+
+    Raises:
+        ValueError: something that would make it another training differs.
+    """
+    replaceable = [name for name, field in fields(TrainConfig).items() if field.setting.replaceable]
+    asked = TrainConfig(**{**stored, **given}).to_dict()
+    for name in given:
+        if asked[name] != stored[name] and name not in replaceable:
+            raise ValueError(
+                f"a training is resumed with the settings it was begun with: {named(name)} was "
+                f"{stored[name]}, got {asked[name]}; only {', '.join(map(named, replaceable))} may differ"
+            )
+    return TrainConfig(**asked)
