@@ -107,7 +107,7 @@ void parallel(int64_t n, const F& f) {
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// The three passes, compiled once per instruction set.
+// What a call needs computed, compiled once per instruction set.
 template <class T>
 struct Engine {
   // out [N, O, Ho, Wo]; bias [O] (already scaled and summed over branches) or null.
