@@ -6,6 +6,7 @@ tests/machine_code/test_triton_compiled.py and recorded in benchmarks/results/tr
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ class Blocks(NamedTuple):
         return rounded(channels, self.n)
 
 
+@lru_cache(maxsize=1024)
 def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, precision: str) -> Blocks:
     """Configuration of gather_matmul for `rows` pixels and `n_out` channels.
 
@@ -45,6 +47,7 @@ def gather_blocks(rows: int, n_out: int, dtype: torch.dtype, capability: int, pr
     return Blocks(128, 128, k, 8, 3)
 
 
+@lru_cache(maxsize=1024)
 def wgrad_blocks(words: int, n_out: int, dtype: torch.dtype, capability: int) -> Blocks:
     """Configuration of tap_matmul: m covers channels (of several taps where they are few), n gradients.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pconv_ext.ops.call import Call, Gradients, Needs
 
-from . import few_inputs_gradients, few_outputs_gradients, gather, plain, upsampled, wgrad
+from . import few_inputs_gradients, few_outputs_gradients, plain, upsampled, wgrad
 from .forward import output_rows
 from .gradients import ScaledGradient, scale_gradient
 from .problem import Problem, Source, like_weights, problem, share
@@ -81,10 +81,7 @@ def _by_source(
         return grads, grad.sums, None
     weights = _Weights(p, scales)
     for source in p.sources:
-        partial = wgrad.partials(
-            row, gather.storage_of(source.x), source.number, source.word0, grad, source.taps,
-            source.branches, shared=not source.up,
-        )  # fmt: skip
+        partial = wgrad.partials(p, source, row, grad)
         weights.add(source, partial, folded=source.up)
         del partial  # before that of the next source is made
     return grads, grad.sums, weights

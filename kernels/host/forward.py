@@ -22,11 +22,11 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         return few_outputs.forward(p, bias, plan)
     if plan := few_inputs.plan(p):
         return few_inputs.forward(p, scales, bias, plan)
-    blocks = gather.blocks(p.pixels, p.c_out, call.like)
+    blocks = gather.blocks(p, p.pixels, p.c_out)
     windows, row, new_mask = output_rows(p, blocks.m)
     operands = [operand(p, source, scales, blocks.filled(p.c_out)) for source in p.sources]
     out = devices.empty_features((p.n, p.c_out, p.ho, p.wo), call.like)
-    gather.matmul(row, operands, out, blocks, ratio=windows.ratio, bias=bias)
+    gather.matmul(p, row, operands, out, blocks, ratio=windows.ratio, bias=bias)
     return out, new_mask
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import tuning
 from . import devices
 from .kernel_set import current
+from .problem import Problem
 from .rows import RowList
 from .sizes import row_channels
 from .taps import Taps
@@ -46,21 +47,15 @@ class Operand(NamedTuple):
     taps: Taps
     weights: Packed
 
-    def constants(self, number: int) -> dict[str, Any]:
-        """GATHER, PASSES and the steps of operand `number`; see triton/gather.py, accumulate."""
-        storage, taps, packed = self
-        gather, passes = _constants(storage.channels, storage.pitch, taps, *packed[1:])
-        return {f"GATHER{number}": gather, f"PASSES{number}": passes}
+    def steps(self) -> tuple[int, int]:
+        """Pixels from one tap to the next, down and across."""
+        storage, taps, _ = self
+        return storage.sign * taps.y.jump * storage.width, storage.sign * taps.x.jump
 
-    def steps(self, number: int) -> dict[str, Any]:
-        """Pixels from one tap to the next, and the tensors."""
+    def constants(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """GATHER and PASSES; see triton/gather.py, accumulate."""
         storage, taps, packed = self
-        return {
-            f"x{number}": storage.data,
-            f"weights{number}": packed.data,
-            f"tap_y{number}": storage.sign * taps.y.jump * storage.width,
-            f"tap_x{number}": storage.sign * taps.x.jump,
-        }
+        return _constants(storage.channels, storage.pitch, taps, packed.bk, packed.kp, packed.row_channels)
 
 
 @lru_cache(maxsize=1024)
@@ -78,13 +73,14 @@ def _constants(
     return (channels, pitch, bk, kp, *steps, row_channels, taps.words), passes
 
 
-def blocks(rows: int, n_out: int, like: Tensor) -> tuning.Blocks:
-    """Configuration of `matmul` for `rows` pixels and `n_out` channels, dtype and device of `like`."""
-    generation = devices.capability(like.device)
-    return tuning.gather_blocks(rows, n_out, like.dtype, generation, devices.precision(like.dtype))
+def blocks(p: Problem, rows: int, n_out: int) -> tuning.Blocks:
+    """Configuration of `matmul` for `rows` pixels and `n_out` channels."""
+    like = p.call.like
+    return tuning.gather_blocks(rows, n_out, like.dtype, devices.capability(like.device), p.precision)
 
 
 def matmul(
+    p: Problem,
     row: RowList,
     operands: list[Operand],
     out: Tensor,
@@ -101,16 +97,19 @@ def matmul(
     n_out = out.shape[1]
     np_ = blocks.filled(n_out)
     first, last = operands[0], operands[-1]
-    constants = first.constants(0)
-    constants |= last.constants(1) if len(operands) > 1 else {"GATHER1": (), "PASSES1": ()}
+    (tap_y0, tap_x0), (tap_y1, tap_x1) = first.steps(), last.steps()
+    gather0, passes0 = first.constants()
+    gather1, passes1 = last.constants() if len(operands) > 1 else ((), ())
     current().gather_matmul[(row.capacity // blocks.m * (np_ // blocks.n), row.segments)](
-        **first.steps(0), **last.steps(1), **constants, ints=row.ints, words=row.words, limits=row.limits,
+        x0=first.storage.data, x1=last.storage.data, weights0=first.weights.data, weights1=last.weights.data,
+        tap_y0=tap_y0, tap_x0=tap_x0, tap_y1=tap_y1, tap_x1=tap_x1, GATHER0=gather0, PASSES0=passes0,
+        GATHER1=gather1, PASSES1=passes1, ints=row.ints, words=row.words, limits=row.limits,
         ratio=out if ratio is None else ratio, bias=out if bias is None else bias.contiguous(), out=out,
         entries=row.entries, capacity=row.capacity, P=0 if ratio is None else ratio.shape[1],
         copy_stride=first.storage.copy_stride, unscale=unscale,
         FIRST_Y=first.taps.y.first, FIRST_X=first.taps.x.first,
         WORDS0=first.taps.words, NOUT=n_out, NP=np_, RATIOS=0 if ratio is None else ratio.shape[0],
         PLAIN_PASS=len(first.taps.passes) - 1, HAS_BIAS=bias is not None,
-        BM=blocks.m, BN=blocks.n, STAGES=blocks.stages, PRECISION=devices.precision(out.dtype),
+        BM=blocks.m, BN=blocks.n, STAGES=blocks.stages, PRECISION=p.precision,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip

@@ -38,13 +38,13 @@ def scale_gradient(
     ratios, pixels = windows.ratio.shape
     copies = for_features or for_weights
     pitch = row_channels(n_out) or rounded(n_out, 8)
-    scaled = grad_out.new_empty((ratios if copies else 0, pixels, pitch))
+    scaled = grad_out.new_empty(ratios if copies else 0, pixels, pitch)
     block_c = min(power_of_two(pitch), 64)
     block_p = 2048 // block_c
     rounds = max(1, min(16, pixels // (block_p * 1024)))
     n_blocks = -(-pixels // (block_p * rounds))
     unscale = unscale_of(grad_out.dtype, largest)
-    sums = torch.empty((n_blocks, n_out), dtype=torch.float32, device=grad_out.device)
+    sums = torch.empty(n_blocks, n_out, dtype=torch.float32, device=grad_out.device)
     current().scale_gradient[(n_blocks, -(-pitch // block_c))](
         grad=grad_out, ratio=windows.ratio, pixel_state=windows.state, copies=scaled, sums=sums, P=pixels,
         copy_stride=pixels * pitch, rounds=rounds, scale=1 / unscale, NOUT=n_out, PITCH=pitch, RATIOS=ratios,

@@ -21,7 +21,7 @@ def output_rows(p: Problem, pad: int) -> tuple[Windows, RowList, Tensor]:
     (source,) = p.sources
     device = source.x.device
     windows = Windows(
-        torch.empty((len(p.branches), p.pixels), dtype=torch.float32, device=device),
+        torch.empty(len(p.branches), p.pixels, dtype=torch.float32, device=device),
         torch.empty(p.pixels, dtype=torch.int8, device=device),
     )
     new_mask, stored = empty_mask((p.n, 1, p.ho, p.wo), p.call.mask_like)
@@ -30,7 +30,9 @@ def output_rows(p: Problem, pad: int) -> tuple[Windows, RowList, Tensor]:
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         current().forward_windows[grid](
             mask=source.mask.data, new_mask=stored, ratio=windows.ratio, pixel_state=windows.state,
-            **entries.arguments(), N=p.n, H=p.h, W=p.w, HO=p.ho, WO=p.wo,
+            entry_state=entries.state, entry_ints=entries.ints, entry_words=entries.words,
+            counts=entries.counts, Q=entries.q, n_blocks=entries.n_blocks,
+            N=p.n, H=p.h, W=p.w, HO=p.ho, WO=p.wo,
             pad_top=p.padding[0], pad_left=p.padding[1], mask_n=mask_n, mask_h=mask_h, mask_w=mask_w,
             WINDOWS=tuple(branch.window for branch in p.branches), SH=p.stride[0], SW=p.stride[1],
             DH=p.dilation[0], DW=p.dilation[1], MASK=source.mask.kind, WORDS=source.taps.words, BLOCK=block,
@@ -55,7 +57,7 @@ def adjoint(
     """Gradient of x, channels-last."""
     x = source.x
     taps = adjoint_taps(p.branches, p.stride, p.padding, p.dilation)
-    blocks = gather.blocks(p.n * p.h * p.w, source.channels, x)
+    blocks = gather.blocks(p, p.n * p.h * p.w, source.channels)
     row = _input_rows(p, source, windows, taps, blocks.m)
     packed = pack(
         share(flat(p.call.weights, p.branches), p, source), scales, p.branches, taps, p.c_out,
@@ -63,7 +65,7 @@ def adjoint(
     )  # fmt: skip
     grad_x = devices.empty_features(tuple(x.shape), x)
     storage = Storage(grad.copies, p.c_out, grad.pitch, p.wo, -1, p.pixels * grad.pitch)
-    gather.matmul(row, [Operand(storage, taps, packed)], grad_x, blocks, unscale=grad.unscale)
+    gather.matmul(p, row, [Operand(storage, taps, packed)], grad_x, blocks, unscale=grad.unscale)
     return grad_x
 
 
@@ -77,7 +79,9 @@ def _input_rows(p: Problem, source: Source, windows: Windows, taps: Taps, pad: i
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         current().adjoint_windows[grid](
-            mask=source.mask.data, pixel_state=windows.state, **entries.arguments(),
+            mask=source.mask.data, pixel_state=windows.state,
+            entry_state=entries.state, entry_ints=entries.ints, entry_words=entries.words,
+            counts=entries.counts, Q=entries.q, n_blocks=entries.n_blocks,
             N=p.n, H=p.h, W=p.w, HO=p.ho, WO=p.wo, pad_top=p.padding[0], pad_left=p.padding[1],
             mask_n=mask_n, mask_h=mask_h, mask_w=mask_w,
             FIRST_Y=taps.y.first, FIRST_X=taps.x.first, STEP_Y=taps.y.step, STEP_X=taps.x.step,

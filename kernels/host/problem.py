@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pconv_ext.ops.call import Call
 
+from . import devices
 from .masks import Plane
 from .taps import Branch, Taps, branches, forward_taps, square
 
@@ -43,6 +45,7 @@ class Problem(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]  # top and left
     dilation: tuple[int, int]
+    precision: str  # of float32 products
 
     @property
     def pixels(self) -> int:
@@ -66,7 +69,7 @@ def problem(call: Call) -> Problem:
     like, geometry = call.like, call.geometry
     n, _, h, w = like.shape
     c_out, c_in = call.weights[0].shape[:2]
-    parts = branches(tuple([tuple(weight.shape[2:]) for weight in call.weights]), c_out * c_in)
+    parts = branches(tuple([weight.shape[2:] for weight in call.weights]), c_out * c_in)
     kh, kw = parts[-1][:2]
     ho, wo = geometry.output_size(h, w, (kh, kw))
     (sh, sw), (top, _, left, _), (dh, dw), _ = geometry
@@ -80,8 +83,9 @@ def problem(call: Call) -> Problem:
         first += channels
         word0 += taps.words
     return Problem(
-        call, tuple(sources), parts, n, h, w, c_out, ho, wo, (kh, kw), (sh, sw), (top, left), (dh, dw)
-    )
+        call, tuple(sources), parts, n, h, w, c_out, ho, wo, (kh, kw), (sh, sw), (top, left), (dh, dw),
+        devices.precision(like.dtype),
+    )  # fmt: skip
 
 
 def share(weight: Tensor, p: Problem, source: Source) -> Tensor:
@@ -91,4 +95,4 @@ def share(weight: Tensor, p: Problem, source: Source) -> Tensor:
 
 def like_weights(weights: Sequence[Tensor]) -> list[Tensor]:
     """Uninitialised contiguous gradients."""
-    return [weight.new_empty(weight.shape) for weight in weights]
+    return [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]

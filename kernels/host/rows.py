@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,17 +43,6 @@ class Entries(NamedTuple):
     counts: Tensor
     q: int  # entries of a segment
     n_blocks: int
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of every windows kernel."""
-        return {
-            "entry_state": self.state,
-            "entry_ints": self.ints,
-            "entry_words": self.words,
-            "counts": self.counts,
-            "Q": self.q,
-            "n_blocks": self.n_blocks,
-        }
 
 
 def row_list(
@@ -99,7 +88,8 @@ def row_list(
         capacity,
     )
     current().compact[(n_blocks, segments)](
-        **entries.arguments(), ints=result.ints, words=result.words, limits=result.limits, capacity=capacity,
+        entry_state=entries.state, entry_ints=entries.ints, entry_words=entries.words, counts=entries.counts,
+        Q=q, n_blocks=n_blocks, ints=result.ints, words=result.words, limits=result.limits, capacity=capacity,
         INTS=ints, WORDS=words, PAD=pad, BLOCK=block,
     )  # fmt: skip
     return result

@@ -31,7 +31,7 @@ def output_rows(p: Problem, pad: int) -> tuple[Windows, RowList, Tensor]:
     low, skip = p.sources
     device = skip.x.device
     windows = Windows(
-        torch.empty((1, p.pixels), dtype=torch.float32, device=device),
+        torch.empty(1, p.pixels, dtype=torch.float32, device=device),
         torch.empty(p.pixels, dtype=torch.int8, device=device),
     )
     new_mask, stored = empty_mask((p.n, 1, p.ho, p.wo), p.call.mask_like)
@@ -42,7 +42,9 @@ def output_rows(p: Problem, pad: int) -> tuple[Windows, RowList, Tensor]:
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         current().upcat_windows[grid](
             mask_low=low.mask.data, mask_skip=skip.mask.data, new_mask=stored, ratio=windows.ratio,
-            pixel_state=windows.state, **entries.arguments(),
+            pixel_state=windows.state,
+            entry_state=entries.state, entry_ints=entries.ints, entry_words=entries.words,
+            counts=entries.counts, Q=entries.q, n_blocks=entries.n_blocks,
             N=p.n, H=p.h, W=p.w, LH=low.x.shape[2], LW=low.x.shape[3],
             low_n=low_n, low_h=low_h, low_w=low_w, skip_n=skip_n, skip_h=skip_h, skip_w=skip_w,
             C_LOW=low.channels, C_SKIP=skip.channels, K=p.window[0], CUT_H=cut_h, CUT_W=cut_w,
@@ -76,12 +78,14 @@ def adjoint(p: Problem, source: Source, grad: ScaledGradient, windows: Windows) 
     parts = square(k + 1)
     taps = forward_taps(parts, (1, 1), True)
     pixels = p.n * lh * lw
-    blocks = gather.blocks(pixels, c_low, x)
+    blocks = gather.blocks(p, pixels, c_low)
     low_n, low_h, low_w = mask.strides
 
     def fill(grid: tuple[int, int], entries: Entries, block: int) -> None:
         current().low_adjoint_windows[grid](
-            mask_low=mask.data, pixel_state=windows.state, **entries.arguments(),
+            mask_low=mask.data, pixel_state=windows.state,
+            entry_state=entries.state, entry_ints=entries.ints, entry_words=entries.words,
+            counts=entries.counts, Q=entries.q, n_blocks=entries.n_blocks,
             N=p.n, H=p.h, W=p.w, LH=lh, LW=lw, low_n=low_n, low_h=low_h, low_w=low_w,
             K=k, CUT_H=cut_h, CUT_W=cut_w, LOW_MASK=mask.kind, WORDS=taps.words, BLOCK=block,
         )  # fmt: skip
@@ -94,5 +98,5 @@ def adjoint(p: Problem, source: Source, grad: ScaledGradient, windows: Windows) 
     )
     grad_low = devices.empty_features(tuple(x.shape), x)
     storage = Storage(grad.copies, p.c_out, grad.pitch, p.w, 1)
-    gather.matmul(row, [Operand(storage, taps, packed)], grad_low, blocks, unscale=grad.unscale)
+    gather.matmul(p, row, [Operand(storage, taps, packed)], grad_low, blocks, unscale=grad.unscale)
     return grad_low
