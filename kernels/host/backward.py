@@ -97,9 +97,7 @@ def _few_outputs(
     for source, plan, needs_x in zip(p.sources, plans, needs, strict=True):
         if sums is not None and not (needs_x or needs_weights):
             continue
-        found = few_outputs_gradients.gradients(
-            p, source, grad_out, plan, needs_x=needs_x, needs_weights=needs_weights
-        )
+        found = few_outputs_gradients.gradients(p, source, grad_out, plan, needs_x=needs_x)
         grads[source.number] = found.x
         sums = found.sums if sums is None else sums
         if weights and found.weights is not None:

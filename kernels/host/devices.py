@@ -17,6 +17,7 @@ def on(device: torch.device) -> Any:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+@lru_cache
 def capability(device: torch.device) -> int:
     """GPU generation for tuning.py; the interpreter takes Hopper's configurations."""
     if device.type != "cuda":
@@ -35,8 +36,10 @@ def processors(device: torch.device) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products: what the user chose for cuDNN's convolutions."""
+    if dtype != torch.float32:
+        return "tf32"
     chosen = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return "ieee" if dtype == torch.float32 and chosen != "tf32" else "tf32"
+    return "tf32" if chosen == "tf32" else "ieee"
 
 
 def empty_features(shape: tuple[int, ...], like: Tensor) -> Tensor:

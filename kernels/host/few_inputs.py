@@ -7,21 +7,22 @@ from typing import Any
 from torch import Tensor
 
 from . import devices
-from .kernel_set import current
+from .kernel_set import Plan, current
 from .masks import empty_mask
 from .problem import Problem
 from .sizes import row_channels, row_depth
 from .weights import flat, pack
 
 
-def plan(p: Problem) -> Any:
+def plan(p: Problem) -> Plan | None:
     """How csrc/cuda/few_inputs.cu computes `p`; None if it cannot, or the current kernels lack it."""
     kernel = current().few_inputs
-    if kernel is None or depth(p) == 0:
+    if kernel is None or not (kp := depth(p)):
         return None
-    item = p.call.like.element_size()
-    made = kernel.plan(ITEM=item, **sizes(p), KP=depth(p), PASSES=_passes(p))
-    return made if made.fits else None
+    passes = tuple(map(tuple, p.sources[0].taps.passes))
+    known = sizes(p) | {"KP": kp, "PASSES": passes}
+    made = kernel.plan(ITEM=p.call.like.element_size(), **known)
+    return Plan(made, known) if made.fits else None
 
 
 def depth(p: Problem) -> int:
@@ -45,14 +46,10 @@ def sizes(p: Problem) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _passes(p: Problem) -> tuple[tuple[int, ...], ...]:
-    return tuple(map(tuple, p.sources[0].taps.passes))
-
-
-def forward(p: Problem, scales: Tensor | None, bias: Tensor | None, made: Any) -> tuple[Tensor, Tensor]:
-    """out and new_mask. `made`: what `plan` told."""
+def forward(p: Problem, scales: Tensor | None, bias: Tensor | None, plan: Plan) -> tuple[Tensor, Tensor]:
+    """out and new_mask."""
     (source,) = p.sources
-    x, c_in, rows = source.x, source.channels, made.channels
+    x, c_in, rows = source.x, source.channels, plan.made.channels
     packed = pack(
         flat(p.call.weights, p.branches), scales, p.branches, source.taps, p.c_out, c_in, c_in, 1, rows,
         adjoint=False,
@@ -60,9 +57,8 @@ def forward(p: Problem, scales: Tensor | None, bias: Tensor | None, made: Any) -
     out = devices.empty_features((p.n, p.c_out, p.ho, p.wo), x)
     new_mask, stored = empty_mask((p.n, 1, p.ho, p.wo), p.call.mask_like)
     current().few_inputs[(1,)](
-        **sizes(p), x=x, mask=source.mask.data, weights=packed.data,
-        bias=out if bias is None else bias.contiguous(), out=out, new_mask=stored, KP=packed.kp,
-        PASSES=_passes(p), NP=rows, MASK=source.mask.kind, HAS_BIAS=bias is not None,
-        PRECISION=devices.precision(x.dtype),
+        **plan.sizes, x=x, mask=source.mask.data, weights=packed.data,
+        bias=out if bias is None else bias.contiguous(), out=out, new_mask=stored, NP=rows,
+        MASK=source.mask.kind, HAS_BIAS=bias is not None, PRECISION=p.precision,
     )  # fmt: skip
     return out, new_mask

@@ -5,47 +5,40 @@ gradients.py and wgrad.py have the long way to the same partial sums.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from . import devices, few_inputs
 from .gradients import unscale_of
-from .kernel_set import current
+from .kernel_set import Plan, current
 from .problem import Problem
 from .sizes import row_channels
 from .weights import Partial
 
 
-def plan(p: Problem) -> Any:
+def plan(p: Problem) -> Plan | None:
     """How csrc/cuda/few_inputs_gradients.cu computes `p`; None if it cannot, or the kernels lack it."""
     kernel = current().few_inputs_gradients
-    if kernel is None or few_inputs.depth(p) == 0:
+    if kernel is None or not (cp := few_inputs.depth(p)):
         return None
     like = p.call.like
-    made = kernel.plan(ITEM=like.element_size(), **sizes(p), PROCESSORS=devices.processors(like.device))
-    return made if made.fits else None
+    sizes = few_inputs.sizes(p) | {"CP": cp, "WINDOWS": tuple([branch.window for branch in p.branches])}
+    made = kernel.plan(ITEM=like.element_size(), **sizes, PROCESSORS=devices.processors(like.device))
+    return Plan(made, sizes) if made.fits else None
 
 
-def sizes(p: Problem) -> dict[str, Any]:
-    """What the kernel knows of `p`."""
-    windows = tuple(branch.window for branch in p.branches)
-    return few_inputs.sizes(p) | {"CP": few_inputs.depth(p), "WINDOWS": windows}
-
-
-def partials(p: Problem, grad_out: Tensor, made: Any) -> tuple[Partial, Tensor]:
-    """Sums for weights.finish, and those [C_out] of `grad_out` over live pixels. `made`: what `plan` told."""
-    (source,) = p.sources
-    x, pitch, cp = source.x, made.channels, few_inputs.depth(p)
+def partials(p: Problem, grad_out: Tensor, plan: Plan) -> tuple[Partial, Tensor]:
+    """Sums for weights.finish, and those [C_out] of `grad_out` over live pixels."""
+    (source,), made = p.sources, plan.made
+    x, pitch, cp = source.x, made.channels, plan.sizes["CP"]
     grad_out = grad_out.contiguous(memory_format=torch.channels_last)
     data = torch.empty(made.scratch, dtype=torch.float32, device=x.device)
     unscale = unscale_of(x.dtype, p.largest_ratio)
     current().few_inputs_gradients[made.grid](
-        **sizes(p), x=x, mask=source.mask.data, grad=grad_out, partial=data, scale=1 / unscale, PITCH=pitch,
+        **plan.sizes, x=x, mask=source.mask.data, grad=grad_out, partial=data, scale=1 / unscale, PITCH=pitch,
         GROUPS=made.groups, JOBS=made.jobs, GROUPS0=made.sections[0], GROUPS1=made.sections[1],
         SPLITS0=made.splits[0], SPLITS1=made.splits[1], SIZE0=made.sizes[0], SIZE1=made.sizes[1],
-        MASK=source.mask.kind, PRECISION=devices.precision(x.dtype),
+        MASK=source.mask.kind, PRECISION=p.precision,
     )  # fmt: skip
     # `finish` has few threads and reads one part after the other: here many add them up
     total = data.new_empty(sum(made.sizes))

@@ -34,6 +34,13 @@ class Kernels(NamedTuple):
     few_outputs_gradients: Any = None
 
 
+class Plan(NamedTuple):
+    """How a kernel of CUDA's alone computes a problem."""
+
+    made: Any  # what its `plan` told
+    sizes: dict[str, Any]  # what that was asked with, and a launch takes as well
+
+
 _current: ContextVar[Kernels] = ContextVar("kernels")
 
 

@@ -22,9 +22,9 @@ class Plane(NamedTuple):
         """The plane of `mask` [N or 1, 1, H, W]; `like` lends a pointer where there is none."""
         if mask is None:
             return cls(like, (0, 0, 0), 0)
-        data = mask.view(_BITS[mask.element_size()])
-        strides = (0 if mask.shape[0] == 1 else mask.stride(0), mask.stride(2), mask.stride(3))
-        return cls(data, strides, 2 if mask.is_floating_point() else 1)
+        data = mask if mask.dtype == torch.uint8 else mask.view(_BITS[mask.element_size()])
+        n, _, h, w = mask.stride()
+        return cls(data, (0 if mask.shape[0] == 1 else n, h, w), 2 if mask.is_floating_point() else 1)
 
 
 def empty_mask(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def problem(call: Call) -> Problem:
     """Of a call over one source, or over an up-sampled one and one that is not, with a single branch."""
     like, geometry = call.like, call.geometry
     n, _, h, w = like.shape
-    c_out, c_in = call.weights[0].shape[:2]
+    c_out, c_in, _, _ = call.weights[0].shape
     parts = branches(tuple([weight.shape[2:] for weight in call.weights]), c_out * c_in)
     kh, kw = parts[-1][:2]
     ho, wo = geometry.output_size(h, w, (kh, kw))

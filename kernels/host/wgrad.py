@@ -41,9 +41,9 @@ def partials(p: Problem, source: Source, row: RowList, grad: ScaledGradient) -> 
         entries=row.entries, capacity=row.capacity, copy_stride=pixels * grad.pitch,
         tap_y=taps.y.jump * storage.width, tap_x=taps.x.jump, splits=splits,
         C=storage.channels, PITCH=storage.pitch, CP=cp, GRAD_PITCH=grad.pitch, PASSES=passes,
-        SLOTS=slots, NX=taps.x.taps, ROW_CHANNELS=few, SOURCE=source.number, WORDS=taps.words, WORD0=source.word0,
-        SEGMENTS=row.segments, SHARED=not source.up, BC=block_c, BM=blocks.m, BN=blocks.n, BP=blocks.k,
-        STAGES=blocks.stages, PRECISION=p.precision,
+        SLOTS=slots, NX=taps.x.taps, ROW_CHANNELS=few, SOURCE=source.number, WORDS=taps.words,
+        WORD0=source.word0, SEGMENTS=row.segments, SHARED=not source.up, BC=block_c, BM=blocks.m, BN=blocks.n,
+        BP=blocks.k, STAGES=blocks.stages, PRECISION=p.precision,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     return Partial(data, own, few, grad.unscale)

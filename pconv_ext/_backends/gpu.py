@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def _check_size(backend: str, call: Call) -> None:
             f"{call.op}: backend {backend!r} counts at most 2^28 pixels, x {list(x.shape)} has more; "
             "split the batch"
         )
-    channels = max(call.weights[0].shape[0], *(source.x.shape[1] for source in call.sources))
-    span = call.largest[0] * call.geometry.dilation[0] * width
+    channels = max(call.weights[0].shape[0], *[source.x.shape[1] for source in call.sources])
+    span = max([weight.shape[2] for weight in call.weights]) * call.geometry.dilation[0] * width
     if span * -(-channels // 8) * 8 >= _MAX_WINDOW:  # copies are filled up to eight channels
         raise ValueError(
             f"{call.op}: backend {backend!r} takes windows that span less than 2^31 elements, those of x "
@@ -92,6 +93,14 @@ def register(
     return library, getattr(torch.ops, f"pconv_ext_{backend}")
 
 
+@lru_cache(maxsize=1)
+def _host() -> Any:
+    """The host code of the kernels, imported by the first call."""
+    from ..kernels import operators
+
+    return operators
+
+
 def _kernels(
     backend: str, operator: ops.Operator, using: Callable[[], AbstractContextManager[None]]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -102,18 +111,15 @@ def _kernels(
         _check_size(backend, call)
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake(*arguments))
-        from ..kernels import operators
-
         with using():
-            return operators.forward(call)
+            return _host().forward(call)
 
     def backward(grad_out: Tensor, *saved: Any) -> tuple[Any, ...]:
         call = operator.backward_call(saved[:-1])
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake_backward(grad_out, *saved))
-        from ..kernels import operators
-
+        needs = operator.needs(saved[-1])
         with using():
-            return operator.results(operators.backward(call, grad_out, operator.needs(saved[-1])), call.like)
+            return operator.results(_host().backward(call, grad_out, needs), call.like)
 
     return forward, backward
