@@ -31,4 +31,4 @@ def backward(call: Call, grad_out: Tensor, needs: Needs) -> Gradients:
             None if grad is None else devices.as_laid_out(grad, source.x)
             for grad, source in zip(grads.sources, call.sources, strict=True)
         ]
-        return grads._replace(sources=features)
+        return Gradients(features, grads.weights, grads.biases, grads.scales)

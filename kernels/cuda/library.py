@@ -35,6 +35,7 @@ ELEMENTS = {
     torch.int64: 7,
     torch.float64: 8,  # of masks
 }
+_REAL, _WORD = struct.Struct("d"), struct.Struct("q")
 _PRECISIONS = {"tf32": 0, "ieee": 1}
 
 Words = list[Any]
@@ -48,7 +49,8 @@ def _put_tensors(words: Words, values: Values) -> None:
 
 
 def _put_reals(words: Words, values: Values) -> None:
-    words += struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
+    for value in values:
+        words += _WORD.unpack(_REAL.pack(value))
 
 
 def _put_precisions(words: Words, values: Values) -> None:

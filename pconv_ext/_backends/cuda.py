@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -103,11 +102,6 @@ def _limits() -> Any:
     return library.limits(_kernels())
 
 
-def _using() -> AbstractContextManager[None]:
-    from ..kernels.host import kernel_set
-
-    return kernel_set.using(_kernels())
-
-
-_library, _operators = gpu.register("cuda", "CUDA", _using)
+# `_kernels` by name: tests put others in its place
+_library, _operators = gpu.register("cuda", "CUDA", lambda: _kernels())
 BACKEND = Backend("cuda", _operators, REASON, refusal, reason)

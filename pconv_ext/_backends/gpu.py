@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -79,30 +78,31 @@ def _check_size(backend: str, call: Call) -> None:
 
 
 def register(
-    backend: str, dispatch_key: str, using: Callable[[], AbstractContextManager[None]]
+    backend: str, dispatch_key: str, kernels: Callable[[], Any]
 ) -> tuple[torch.library.Library, Any]:
-    """Register the operators of ``pconv_ext_BACKEND``; `using` is the context that chooses the kernels.
+    """Register the operators of ``pconv_ext_BACKEND``; `kernels` loads its kernels once and tells them.
 
     Returns:
         The library, which must be kept, and the namespace in ``torch.ops``.
     """
     library = ops.register(f"pconv_ext_{backend}")
     for operator in ops.OPERATORS.values():
-        for name, kernel in zip(operator.names, _kernels(backend, operator, using), strict=True):
+        for name, kernel in zip(operator.names, _implementations(backend, operator, kernels), strict=True):
             library.impl(name, kernel, dispatch_key)
     return library, getattr(torch.ops, f"pconv_ext_{backend}")
 
 
 @lru_cache(maxsize=1)
-def _host() -> Any:
-    """The host code of the kernels, imported by the first call."""
+def _host() -> tuple[Any, Any]:
+    """The host code of the kernels and what chooses them, imported by the first call."""
     from ..kernels import operators
+    from ..kernels.host import kernel_set
 
-    return operators
+    return operators, kernel_set.using
 
 
-def _kernels(
-    backend: str, operator: ops.Operator, using: Callable[[], AbstractContextManager[None]]
+def _implementations(
+    backend: str, operator: ops.Operator, kernels: Callable[[], Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`operator` and its backward. An empty batch launches nothing: sums over it are zero."""
 
@@ -111,15 +111,16 @@ def _kernels(
         _check_size(backend, call)
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake(*arguments))
-        with using():
-            return _host().forward(call)
+        host, using = _host()
+        with using(kernels()):
+            return host.forward(call)
 
     def backward(grad_out: Tensor, *saved: Any) -> tuple[Any, ...]:
         call = operator.backward_call(saved[:-1])
         if call.like.shape[0] == 0:
             return tree_map_only(Tensor, Tensor.zero_, operator.fake_backward(grad_out, *saved))
-        needs = operator.needs(saved[-1])
-        with using():
-            return operator.results(_host().backward(call, grad_out, needs), call.like)
+        host, using = _host()
+        with using(kernels()):
+            return operator.results(host.backward(call, grad_out, operator.needs(saved[-1])), call.like)
 
     return forward, backward

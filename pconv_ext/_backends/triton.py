@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -37,11 +36,6 @@ def _kernels() -> Any:
     return kernel_set.triton()
 
 
-def _using() -> AbstractContextManager[None]:
-    from ..kernels.host import kernel_set
-
-    return kernel_set.using(_kernels())
-
-
-_library, _operators = gpu.register("triton", "CPU" if INTERPRETED else "CUDA", _using)
+# `_kernels` by name: tests put others in its place
+_library, _operators = gpu.register("triton", "CPU" if INTERPRETED else "CUDA", lambda: _kernels())
 BACKEND = Backend(DEVICE_TYPE, _operators, REASON, gpu.refusal, reason)

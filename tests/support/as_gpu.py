@@ -11,7 +11,7 @@ def use(library):
     _backends.cuda.reason = lambda: ""
     _backends.cuda._kernels = lambda: kernels
     for operator in ops.OPERATORS.values():
-        implementations = _backends.gpu._kernels("cuda", operator, _backends.cuda._using)
+        implementations = _backends.gpu._implementations("cuda", operator, lambda: kernels)
         for name, implementation in zip(operator.names, implementations, strict=True):
             _backends.cuda._library.impl(name, implementation, "CPU")
     real = _backends._BACKENDS["cuda"]
