@@ -37,20 +37,23 @@ def backends() -> dict[str, tuple[bool, str]]:
     return {name: (not reason, reason) for name, reason in reasons.items()}
 
 
-def check_name(op: str, backend: str) -> None:
-    """Raise ValueError unless `backend` is "auto" or the name of a backend, available or not."""
+def check_name(user: str, backend: str, name: str = "backend") -> None:
+    """Raise ValueError unless `backend` is "auto" or the name of a backend, available or not.
+
+    `name` is what the user calls this argument.
+    """
     if backend != "auto" and backend not in _BACKENDS:
         raise ValueError(
-            f"{op}: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}"
+            f"{user}: {name} must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}"
         )
 
 
-def check_available(user: str, backend: str) -> None:
+def check_available(user: str, backend: str, name: str = "backend") -> None:
     """Raise ValueError unless `backend` is "auto" or can be used here."""
-    check_name(user, backend)
+    check_name(user, backend, name)
     reason = "" if backend == "auto" else backends()[backend][1]
     if reason:
-        raise ValueError(f"{user}: backend {backend!r} is not available: {reason}")
+        raise ValueError(f"{user}: {name} {backend!r} is not available: {reason}")
 
 
 def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:

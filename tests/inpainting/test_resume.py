@@ -181,8 +181,8 @@ class TestErrors:
         for arguments, expected in (
             ([], "data must be given"),
             (["--resume"], f"there is no training in {folder} to resume; data must be given"),
-            ([pictures, "--backend", "none"], "backend must be 'auto' or one of"),
-            ([pictures, "--backend", "cuda"], "backend 'cuda' is not available"),
+            ([pictures, "--backend", "none"], "--backend must be 'auto' or one of"),
+            ([pictures, "--backend", "cuda"], "--backend 'cuda' is not available"),
             ([tmp_path / "absent"], f"no folder {tmp_path / 'absent'}"),
             ([tmp_path / "empty"], "has no pictures"),
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "absent"], "no file"),
