@@ -84,15 +84,19 @@ def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
 
 def _automatic(operator: Operator, arguments: tuple[Any, ...], device_type: str) -> Any:
     order = _ORDER.get(device_type, ("reference",))
+    call = operator.call(*arguments) if device_type == "cuda" else None  # made where somebody asks for it
     causes: list[str] = []
-    if device_type == "cuda" and arguments[0].dtype in measured.DTYPES:
-        first = measured.faster(operator.call(*arguments))
+    if call is not None and call.like.dtype in measured.DTYPES:
+        first = measured.faster(call)
         order = (first, *(name for name in order if name != first)) if first else order
     for name in order:
         backend = _BACKENDS[name]
         if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
             continue
-        cause = backend.reason or (backend.refusal and backend.refusal(operator.call(*arguments)))
+        cause = backend.reason
+        if not cause and backend.refusal is not None:
+            call = operator.call(*arguments) if call is None else call
+            cause = backend.refusal(call)
         if not cause:
             if causes and name == "reference":
                 _warn_slow(device_type, "; ".join(causes))
