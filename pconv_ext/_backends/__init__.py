@@ -37,20 +37,23 @@ def backends() -> dict[str, tuple[bool, str]]:
     return {name: (not reason, reason) for name, reason in reasons.items()}
 
 
-def check_name(op: str, backend: str) -> None:
-    """Raise ValueError unless `backend` is "auto" or the name of a backend, available or not."""
+def check_name(user: str, backend: str, name: str = "backend") -> None:
+    """Raise ValueError unless `backend` is "auto" or the name of a backend, available or not.
+
+    `name` is what the user calls this argument.
+    """
     if backend != "auto" and backend not in _BACKENDS:
         raise ValueError(
-            f"{op}: backend must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}"
+            f"{user}: {name} must be 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}"
         )
 
 
-def check_available(user: str, backend: str) -> None:
+def check_available(user: str, backend: str, name: str = "backend") -> None:
     """Raise ValueError unless `backend` is "auto" or can be used here."""
-    check_name(user, backend)
+    check_name(user, backend, name)
     reason = "" if backend == "auto" else backends()[backend][1]
     if reason:
-        raise ValueError(f"{user}: backend {backend!r} is not available: {reason}")
+        raise ValueError(f"{user}: {name} {backend!r} is not available: {reason}")
 
 
 def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
@@ -81,15 +84,19 @@ def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
 
 def _automatic(operator: Operator, arguments: tuple[Any, ...], device_type: str) -> Any:
     order = _ORDER.get(device_type, ("reference",))
+    call = operator.call(*arguments) if device_type == "cuda" else None  # made where somebody asks for it
     causes: list[str] = []
-    if device_type == "cuda" and arguments[0].dtype in measured.DTYPES:
-        first = measured.faster(operator.call(*arguments))
+    if call is not None and call.like.dtype in measured.DTYPES:
+        first = measured.faster(call)
         order = (first, *(name for name in order if name != first)) if first else order
     for name in order:
         backend = _BACKENDS[name]
         if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
             continue
-        cause = backend.reason or (backend.refusal and backend.refusal(operator.call(*arguments)))
+        cause = backend.reason
+        if not cause and backend.refusal is not None:
+            call = operator.call(*arguments) if call is None else call
+            cause = backend.refusal(call)
         if not cause:
             if causes and name == "reference":
                 _warn_slow(device_type, "; ".join(causes))

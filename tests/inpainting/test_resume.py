@@ -126,6 +126,7 @@ def test_tensorboard_shows_a_step_once(settings, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(settings, tmp_path / "run")
+    time.sleep(1)  # TensorBoard orders files by the second of their begin, and in it by a number as text
     train(settings | {"epochs": 3}, tmp_path / "run", resume=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"scalars": 0, "images": 0})
     events.Reload()
@@ -180,8 +181,8 @@ class TestErrors:
         for arguments, expected in (
             ([], "data must be given"),
             (["--resume"], f"there is no training in {folder} to resume; data must be given"),
-            ([pictures, "--backend", "none"], "backend must be 'auto' or one of"),
-            ([pictures, "--backend", "cuda"], "backend 'cuda' is not available"),
+            ([pictures, "--backend", "none"], "--backend must be 'auto' or one of"),
+            ([pictures, "--backend", "cuda"], "--backend 'cuda' is not available"),
             ([tmp_path / "absent"], f"no folder {tmp_path / 'absent'}"),
             ([tmp_path / "empty"], "has no pictures"),
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "absent"], "no file"),

@@ -9,7 +9,7 @@ from support.trainings import OPTIONS, make_pictures
 
 from pconv_ext.inpainting._random import Stream
 from pconv_ext.inpainting.cli import app, run
-from pconv_ext.inpainting.training.settings import fields
+from pconv_ext.inpainting.training.setting import fields
 from pconv_ext.training import TrainConfig
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}

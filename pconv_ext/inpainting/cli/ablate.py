@@ -10,8 +10,7 @@ from rich.console import Console
 
 from .. import tables
 from ..ablation import ablate as study
-from . import metric
-from . import settings as options
+from . import metric, options
 
 
 @options.with_settings("weights")  # which are what the study varies

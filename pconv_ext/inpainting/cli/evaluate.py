@@ -24,7 +24,7 @@ from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
 from .metric import Lpips, NoLpips, metric
-from .settings import Device, Workers
+from .options import Device, Workers
 
 
 def evaluate(

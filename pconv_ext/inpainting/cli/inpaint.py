@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..inpainter import Inpainter, inpaint_files
-from .settings import Device
+from .options import Device
 
 
 def inpaint(

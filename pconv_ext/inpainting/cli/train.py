@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import settings as options
+from . import options
 
 
 @options.with_settings()

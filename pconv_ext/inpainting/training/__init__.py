@@ -68,7 +68,7 @@ def train_in(
 
     def begin() -> tuple[TrainConfig, dict[str, Any] | None]:
         folder.check()
-        check_available("train", backend)
+        check_available("train", backend, named("backend"))
         given = TrainConfig(**settings) if "data" in settings else None
         state = folder.load() if folder.begun else None
         progress = state["progress"] if state else {}

@@ -12,7 +12,7 @@ from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
 from ..data import DATASETS
 from ..losses import WEIGHTS, merged_weights
-from .settings import Setting, documented, fields
+from .setting import Setting, documented, fields
 
 KernelSizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
 

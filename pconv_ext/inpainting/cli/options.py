@@ -11,7 +11,7 @@ import typer
 
 from ..._backends import backends
 from ..training.config import KernelSizes, TrainConfig
-from ..training.settings import Field, fields
+from ..training.setting import Field, fields
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
