@@ -12,14 +12,13 @@ from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 import pconv_ext
-from pconv_ext import PartialConv2d, ops
+from pconv_ext import PartialConv2d, _backends, ops
 
-NAMESPACE_OF = {"cpu": "pconv_ext", "cuda": "pconv_ext_cuda", "triton": "pconv_ext_triton"}
 every_operator = pytest.mark.parametrize("name", ops.OPERATORS)
 
 
 def operator(backend, name):
-    return getattr(getattr(torch.ops, NAMESPACE_OF[backend]), name).default
+    return getattr(_backends._BACKENDS[backend].operators, name).default
 
 
 def arguments(name, backend, planes="random", *, n=2, grad=True, dtype=None, layout="contiguous"):
@@ -178,6 +177,19 @@ def test_autocast(backend, name, dtype, route):
         *[value if i in (1, 3) and name[0] == "u" else cast(value) for i, value in enumerate(args)]
     )
     assert torch.equal(out, expected)
+
+
+@every_backend
+@every_operator
+def test_a_backward_inside_of_autocast(backend, name):
+    """Of a forward outside of it: the same gradients."""
+    leaves, rebuilt = flat(arguments(name, backend, dtype=torch.float32))
+    loss = operator(backend, name)(*rebuilt(*leaves))[0].square().sum()
+    expected = torch.autograd.grad(loss, leaves, retain_graph=True)
+    with torch.autocast(DEVICE_OF[backend], dtype=torch.bfloat16):
+        actual = torch.autograd.grad(loss, leaves)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 @every_backend
