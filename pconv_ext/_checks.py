@@ -112,7 +112,9 @@ def bounded(stride: list[int], height: int, width: int) -> list[int]:
     """
     if max(stride) <= _USUAL_STRIDE:
         return stride
-    return [min(stride[0], height), min(stride[1], width)]
+    return [
+        s if s <= _USUAL_STRIDE else min(s, size) for s, size in zip(stride, (height, width), strict=True)
+    ]
 
 
 def padding(

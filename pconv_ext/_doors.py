@@ -8,7 +8,7 @@ import sys
 
 
 def open_door(name: str) -> None:
-    """Call the module of this name in `pconv_ext.inpainting`, and all modules in it, by `name` as well.
+    """Call the module of this name in `pconv_ext.inpainting`, and those in it (it loads all), by `name` too.
 
     Called by a module of that name as its last act: what `import` then finds is the other.
     """

@@ -20,18 +20,18 @@ class Geometry(NamedTuple):
     dilation: list[int]  # [dh, dw]
     groups: int
 
-    def output_size(self, height: int, width: int, kernel: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the output for an input of `height` x `width` and a `kernel` [kh, kw]."""
+    def output_size(self, height: int, width: int, window: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the output for an input of `height` x `width` and a `window` [kh, kw]."""
         (sh, sw), (top, bottom, left, right), (dh, dw), _ = self
         return (
-            (height + top + bottom - dh * (kernel[0] - 1) - 1 + sh) // sh,
-            (width + left + right - dw * (kernel[1] - 1) - 1 + sw) // sw,
+            (height + top + bottom - dh * (window[0] - 1) - 1 + sh) // sh,
+            (width + left + right - dw * (window[1] - 1) - 1 + sw) // sw,
         )
 
 
-def centred(kernel: int, stride: Sequence[int]) -> Geometry:
-    """Geometry of an odd square kernel with padding ``kernel // 2``; window p is centred on p * stride."""
-    return Geometry(list(stride), [kernel // 2] * 4, [1, 1], 1)
+def centred(size: int, stride: Sequence[int]) -> Geometry:
+    """Geometry of odd square windows, padding ``size // 2``: window p is centred on p * stride."""
+    return Geometry(list(stride), [size // 2] * 4, [1, 1], 1)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -89,8 +89,9 @@ class PartialConv2d(nn.Conv2d):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # copy.deepcopy, with which torch.nn.utils.fuse_conv_bn_eval begins: for all it knows this is a Conv2d
-        caller = sys._getframe(2).f_code if sys._getframe(1).f_code is copy.deepcopy.__code__ else None
-        if caller is fuse_conv_bn_eval.__code__:
+        copying = sys._getframe().f_back
+        caller = copying.f_back if copying and copying.f_code is copy.deepcopy.__code__ else None
+        if caller and caller.f_code is fuse_conv_bn_eval.__code__:
             raise TypeError(
                 "PartialConv2d: fuse_conv_bn_eval cannot fuse it with a batch normalisation, which makes of "
                 "the zeros in dead windows what no weight and bias can; leave the two as they are"

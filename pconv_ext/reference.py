@@ -106,9 +106,9 @@ def upcat_partial_conv2d(
             return upcat_partial_conv2d(x_low, mask_low, skip, mask_skip, weight, bias)
 
     height, width = skip.shape[2], skip.shape[3]
-    valid_low = _up(_valid(mask_low, x_low), height, width)
-    valid_skip = _valid(mask_skip, skip)
-    x = torch.cat([_select(valid_low, _up(x_low, height, width)), _select(valid_skip, skip)], 1)
+    valid_low, valid_skip = _valid(mask_low, x_low), _valid(mask_skip, skip)
+    x = torch.cat([_up(_select(valid_low, x_low), height, width), _select(valid_skip, skip)], 1)
+    valid_low = _up(valid_low, height, width)
     geometry = centred(weight.shape[2], [1, 1])
     count = x_low.shape[1] * _window_count(valid_low, weight, geometry)
     count = count + skip.shape[1] * _window_count(valid_skip, weight, geometry)

@@ -9,8 +9,8 @@ MaskedMap::MaskedMap(const Tensor& x_, const OptionalTensor& mask_, int up_) : x
   if (mask_) mask_dtype = mask_->scalar_type();
 }
 
-Spacing centred(int64_t kernel, const std::vector<int64_t>& stride) {
-  return {stride, std::vector<int64_t>(4, kernel / 2), {1, 1}, 1};
+Spacing centred(int64_t window, const std::vector<int64_t>& stride) {
+  return {stride, std::vector<int64_t>(4, window / 2), {1, 1}, 1};
 }
 
 Needs::Needs(const std::vector<bool>& flags, size_t n)
@@ -27,11 +27,11 @@ std::vector<Tensor> biases_of(const OptionalTensor& bias) {
   return bias ? std::vector<Tensor>{*bias} : std::vector<Tensor>{};
 }
 
-Call::Call(std::vector<MaskedMap> sources, const std::vector<Tensor>& weights, const OptionalTensor& scales,
-           const Spacing& spacing)
+Call::Call(const char* op, std::vector<MaskedMap> sources, const std::vector<Tensor>& weights,
+           const OptionalTensor& scales, const Spacing& spacing)
     : maps_(std::move(sources)), order_(weights.size()), scales_(to_compute(scales)) {
-  STD_TORCH_CHECK(weights.size() <= kMaxBranches, "pconv_ext: the CPU kernels take at most ", kMaxBranches,
-                  " kernel sizes, got ", weights.size(), ": use backend=\"reference\"");
+  STD_TORCH_CHECK(!weights.empty() && weights.size() <= kMaxBranches, op, ": the CPU kernels take 1 to ",
+                  kMaxBranches, " kernel sizes, got ", weights.size(), ": use backend=\"reference\"");
   for (const Tensor& w : weights) weights_.push_back(to_compute(w));
   std::iota(order_.begin(), order_.end(), 0);
   std::sort(order_.begin(), order_.end(),
@@ -53,9 +53,9 @@ Call::Call(std::vector<MaskedMap> sources, const std::vector<Tensor>& weights, c
   g_.Wo = (wide - g_.dw * (g_.kw - 1) - 1) / g_.sw + 1;
   g_.Hp = (g_.Ho - 1) * g_.sh + (g_.kh - 1) * g_.dh + 1;
   g_.Wp = (g_.Wo - 1) * g_.sw + (g_.kw - 1) * g_.dw + 1;
-  std::vector<std::pair<int64_t, int64_t>> kernels;
-  for (size_t i : order_) kernels.emplace_back(weights_[i].size(2), weights_[i].size(3));
-  windows_ = count_windows(g_, sources_, kernels);
+  std::vector<std::pair<int64_t, int64_t>> sizes;
+  for (size_t i : order_) sizes.emplace_back(weights_[i].size(2), weights_[i].size(3));
+  windows_ = count_windows(g_, sources_, sizes);
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-// A call of an operator, whichever it is, as pconv_ext/ops/call.py has it: feature maps, the kernels that
+// A call of an operator, whichever it is, as pconv_ext/ops/call.py has it: feature maps, the windows that
 // move over them, and how they move. An operator's file says how its arguments become one.
 #pragma once
 #include <optional>
@@ -24,7 +24,7 @@ struct Spacing {
   int64_t groups;
 };
 // Odd square windows centred on their pixel, none at the border left out.
-Spacing centred(int64_t kernel, const std::vector<int64_t>& stride);
+Spacing centred(int64_t window, const std::vector<int64_t>& stride);
 
 // As the argument `needs` of a backward.
 struct Needs {
@@ -45,8 +45,8 @@ class Call {
   // The last source has the size, dtype and layout of the output. Weights in any order of their sizes, no
   // more than kMaxBranches; `scales` [branches, O] are missing where there is one branch that none
   // multiplies.
-  Call(std::vector<MaskedMap> sources, const std::vector<Tensor>& weights, const OptionalTensor& scales,
-       const Spacing& spacing);
+  Call(const char* op, std::vector<MaskedMap> sources, const std::vector<Tensor>& weights,
+       const OptionalTensor& scales, const Spacing& spacing);
 
   // out, new_mask.
   std::tuple<Tensor, Tensor> forward(const std::vector<Tensor>& biases) const;
@@ -55,7 +55,7 @@ class Call {
 
  private:
   std::vector<MaskedMap> maps_;
-  std::vector<size_t> order_;    // of the branches, by ascending kernel
+  std::vector<size_t> order_;    // of the branches, by ascending window
   std::vector<Tensor> weights_;  // in the compute type and the order given
   OptionalTensor scales_;
   Geometry g_{};

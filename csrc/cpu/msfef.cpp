@@ -10,7 +10,7 @@ Call call_of(const Tensor& x, const OptionalTensor& mask, const std::vector<Tens
              const Tensor& scales, const std::vector<int64_t>& stride) {
   int64_t largest = 0;
   for (const Tensor& w : weights) largest = std::max(largest, w.size(2));
-  return Call({{x, mask}}, weights, scales, centred(largest, stride));
+  return Call("msfef", {{x, mask}}, weights, scales, centred(largest, stride));
 }
 
 }  // namespace

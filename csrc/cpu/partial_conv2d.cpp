@@ -8,7 +8,7 @@ std::tuple<Tensor, Tensor> partial_conv2d(const Tensor& x, const OptionalTensor&
                                           const OptionalTensor& bias, std::vector<int64_t> stride,
                                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
                                           int64_t groups) {
-  const Call call({{x, mask}}, {weight}, std::nullopt, {stride, padding, dilation, groups});
+  const Call call("partial_conv2d", {{x, mask}}, {weight}, std::nullopt, {stride, padding, dilation, groups});
   return call.forward(biases_of(bias));
 }
 
@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor> partial_conv2d_backward(const Tensor& grad_ou
                                                            std::vector<int64_t> padding,
                                                            std::vector<int64_t> dilation, int64_t groups,
                                                            std::vector<bool> needs) {
-  const Call call({{x, mask}}, {weight}, std::nullopt, {stride, padding, dilation, groups});
+  const Call call("partial_conv2d", {{x, mask}}, {weight}, std::nullopt, {stride, padding, dilation, groups});
   const Gradients g = call.backward(grad_out, {}, {needs, 1});
   return {g.sources[0], only(g.weights), only(g.biases)};
 }

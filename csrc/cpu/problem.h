@@ -18,7 +18,7 @@ struct Geometry {
   int64_t N, C, H, W;  // input of the convolution (after up-sampling and concatenation)
   int64_t O, Ho, Wo;   // output
   int64_t groups;
-  int64_t kh, kw;  // the largest kernel
+  int64_t kh, kw;  // the largest window
   int64_t sh, sw;  // stride, at most the padded size: any larger one has one window too
   int64_t dh, dw;  // dilation
   int64_t pt, pl;  // padding above and to the left
@@ -42,7 +42,7 @@ struct Source {
   bool mask_per_channel = false;
 };
 
-// One kernel of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (the fold), null
+// One weight of the operator, [O, C / groups, kh, kw]; `scale` [O] multiplies it (the fold), null
 // = 1.
 template <class T>
 struct Branch {
@@ -72,7 +72,7 @@ struct Problem {
   DType dtype;  // of the feature maps; T computes
   Geometry geo;
   std::vector<Source> sources;
-  std::vector<Branch<T>> branches;  // ascending kernel size
+  std::vector<Branch<T>> branches;  // by ascending window
   const Windows* windows;
 };
 
@@ -124,6 +124,6 @@ const Engine<T>& engine();  // the best for this processor
 const char* instruction_set();
 
 Windows count_windows(const Geometry&, const std::vector<Source>&,
-                      const std::vector<std::pair<int64_t, int64_t>>& kernels);
+                      const std::vector<std::pair<int64_t, int64_t>>& sizes);
 
 }  // namespace pconv

@@ -7,7 +7,7 @@ namespace {
 
 Call call_of(const Tensor& x_low, const OptionalTensor& mask_low, const Tensor& skip,
              const OptionalTensor& mask_skip, const Tensor& weight) {
-  return Call({{x_low, mask_low, 1}, {skip, mask_skip}}, {weight}, std::nullopt,
+  return Call("upcat_partial_conv2d", {{x_low, mask_low, 1}, {skip, mask_skip}}, {weight}, std::nullopt,
               centred(weight.size(2), {1, 1}));
 }
 

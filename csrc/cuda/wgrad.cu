@@ -141,11 +141,12 @@ int launch(const Problem& p, dim3 grid, void* stream) {
 
 template <class M>
 int launch_tile(const Problem& p, int bm, int bn, dim3 grid, void* stream) {
-  if (bm == 64) return launch<Tile<M, 64, 32>>(p, grid, stream);
+  if (bm == 64 && bn == 32) return launch<Tile<M, 64, 32>>(p, grid, stream);
+  if (bm != 128) return kInvalidValue;
   if (bn == 16) return launch<Tile<M, 128, 16>>(p, grid, stream);
   if (bn == 32) return launch<Tile<M, 128, 32>>(p, grid, stream);
   if (bn == 64) return launch<Tile<M, 128, 64>>(p, grid, stream);
-  return launch<Tile<M, 128, 128>>(p, grid, stream);
+  return bn == 128 ? launch<Tile<M, 128, 128>>(p, grid, stream) : kInvalidValue;
 }
 
 // The widest copy that `address` and every row that is `bytes` after another allow.

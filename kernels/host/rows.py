@@ -64,7 +64,7 @@ def row_list(
     capacity = rounded(q, pad) + 3 * pad
     if max(ints, words) * segments * capacity >= 2**31 or segments >= 2**16:
         raise ValueError(
-            f"the GPU kernels cannot index {pixels} pixels in each of {segments} classes of "
+            f"the GPU kernels cannot index {pixels} pixels in each of {segments} segments of "
             f"windows of {words} words: split the batch, or use backend='reference'"
         )
 

@@ -1,6 +1,6 @@
 """Which backends there are, why some cannot be used here, and which one a call takes.
 
-Each module here has a ``BACKEND``; CONTRIBUTING says what a new one needs.
+A backend's module has a ``BACKEND``; CONTRIBUTING says what a new one needs.
 """
 
 from __future__ import annotations

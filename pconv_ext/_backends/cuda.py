@@ -97,9 +97,14 @@ def _kernels() -> Any:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _limits() -> Any:
+    return _limits_of(_kernels())
+
+
+@lru_cache(maxsize=4)
+def _limits_of(kernels: Any) -> Any:
     from ..kernels.cuda import library
 
-    return library.limits(_kernels())
+    return library.limits(kernels)
 
 
 # `_kernels` by name: tests put others in its place

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .. import ops
+from .._geometry import centred
 from ..ops.call import Call
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +44,13 @@ def refusal(call: Call) -> str:
     """Why the kernels cannot compute `call`; "" if they can."""
     if [source.up for source in call.sources] not in ([False], [True, False]):
         return "it takes one feature map, or an up-sampled one and then one of the size of the output"
+    kh, kw = call.weights[0].shape[2:]
+    if len(call.sources) > 1 and (
+        len(call.weights) > 1 or call.scales is not None or call.geometry != centred(kh, [1, 1]) or kh != kw
+    ):
+        return "it takes an up-sampled feature map under one square window, centred, at stride 1"
+    if len(call.weights) > 1 and call.scales is None:
+        return f"it takes several weights with scales alone, there are {len(call.weights)}"
     x = call.like
     if x.dtype not in _DTYPES:
         return f"it computes in float32, bfloat16 and float16, x is {x.dtype}"

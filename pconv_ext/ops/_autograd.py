@@ -125,13 +125,17 @@ def _formula(operator: Operator, forward: Any, backward: Any) -> dict[str, Any]:
         return tuple(result)
 
     def refuse(*_: Any) -> Any:
-        raise RuntimeError(
-            f"pconv_ext::{operator.name} has no forward-mode derivative (forward AD, jvp). "
-            'Use backend="reference" where one is needed.'
-        )
+        raise _no_forward_mode(operator.name)
 
     functions: dict[str, Any] = {"forward": record, "backward": differentiate, "jvp": refuse}
     return {name: staticmethod(function) for name, function in functions.items()}
+
+
+def _no_forward_mode(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"pconv_ext::{name} has no forward-mode derivative (forward AD, jvp). "
+        'Use backend="reference" where one is needed.'
+    )
 
 
 def _once(name: str, backward: Any, arguments: list[Any]) -> Any:
@@ -161,6 +165,10 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         ctx.name = inputs[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise _no_forward_mode(ctx.name)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

@@ -55,6 +55,8 @@ def _one_by_one(defined: Any, info: Any, in_dims: tuple[Any, ...], *arguments: A
             return [entry(one, its, i) for one, its in zip(argument, dim, strict=True)]
         return argument if dim is None else argument.select(dim, i)
 
+    if info.batch_size == 0:
+        raise ValueError(f"{defined.name()} cannot be mapped over a dimension of size 0")
     calls = [
         defined(*(entry(argument, dim, i) for argument, dim in zip(arguments, in_dims, strict=True)))
         for i in range(info.batch_size)

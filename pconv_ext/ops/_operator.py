@@ -50,6 +50,13 @@ class Operator:
         self.differentiable = tuple(map(names.index, differentiable))
         self.unsaved = tuple(map(names.index, unsaved))
         self._n_features = len(features)
+        forms = (["Tensor", "Tensor?"], ["Tensor[]", "Tensor[]", "Tensor"])
+        given = [types[parameter] for parameter in parameters]
+        if given not in forms or [*unsaved] not in ([], [*parameters][1:] if given == forms[0] else []):
+            raise ValueError(
+                f"{name}: parameters must be a weight and a bias, which may be unsaved, or lists of both and "
+                f"scales, got {', '.join(parameters)} and unsaved {', '.join(unsaved)}"
+            )
 
     @property
     def names(self) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""One call of an operator, whichever it is: feature maps, the kernels that move over them, and how they move.
+"""One call of an operator, whichever it is: feature maps, the windows that move over them, and how they move.
 
 Every operator is a sum of convolutions over one image, the concatenation of its sources along the channels.
 An operator's file says how its arguments become a `Call`; fakes, the choice of a backend and the host code of
@@ -31,7 +31,7 @@ class Call(NamedTuple):
     weights: Sequence[Tensor]  # of each branch [C_out, C / groups, kh, kw], in the order given
     biases: Sequence[Tensor]  # of each branch [C_out], or none; not given to a backward that needs none
     scales: Tensor | None  # [branches, C_out], what each branch is multiplied with; None: one
-    geometry: Geometry  # of the largest kernel, in which the others are centred
+    geometry: Geometry  # of the largest window, in which the others are centred
 
     @property
     def like(self) -> Tensor:
@@ -48,7 +48,7 @@ class Call(NamedTuple):
 
     @property
     def largest(self) -> tuple[int, int]:
-        """Height and width of the largest kernel."""
+        """Height and width of the largest window."""
         return (
             max(weight.shape[2] for weight in self.weights),
             max(weight.shape[3] for weight in self.weights),

@@ -13,7 +13,10 @@ from support.cases import mask_of
 
 import pconv_ext
 from pconv_ext import _backends
-from pconv_ext.ops import OPERATORS
+from pconv_ext._backends import gpu
+from pconv_ext._geometry import Geometry, centred
+from pconv_ext.ops import OPERATORS, Operator
+from pconv_ext.ops.call import Call, Source
 
 X = torch.ones(1, 2, 5, 5)
 W = torch.ones(3, 2, 3, 3)
@@ -154,3 +157,34 @@ def test_mask_kinds_of_these_tests():
     """The tests rest on masks that are neither all valid nor all holes."""
     mask = mask_of("random", torch.ones(2, 3, 16, 16))
     assert 0 < mask.float().mean() < 1
+
+
+def test_a_gpu_refuses_what_its_kernels_would_get_wrong():
+    """Of the structures that a call can have, whether an operator makes it or not."""
+    x, skip = torch.ones(1, 2, 4, 5), torch.ones(1, 2, 8, 9)
+    weights, scales = [torch.ones(3, 4, k, k) for k in (3, 5)], torch.ones(2, 3)
+    one, both = (Source(skip, None),), (Source(x, None, up=True), Source(skip, None))
+    plain = Geometry([1, 1], [1, 1, 1, 1], [1, 1], 1)
+
+    def refusal(sources, weights, scales=None, geometry=plain):
+        return gpu.refusal(Call("op", sources, weights, (), scales, geometry))
+
+    assert refusal(both, weights[:1]) == ""
+    assert refusal(one, weights, scales, centred(5, [2, 2])) == ""
+    assert refusal(one, weights[:1], None, Geometry([2, 3], [0, 1, 2, 3], [2, 1], 1)) == ""
+    assert "several weights with scales" in refusal(one, weights, None, centred(5, [1, 1]))
+    for wrong in (
+        (weights, scales, centred(5, [1, 1])),
+        (weights[:1], scales[:1]),
+        (weights[:1], None, plain._replace(stride=[2, 1])),
+        (weights[:1], None, plain._replace(dilation=[2, 2])),
+        (weights[:1], None, plain._replace(padding=[0, 1, 1, 1])),
+        ([torch.ones(3, 4, 3, 1)], None, plain),
+    ):
+        assert "under one square window" in refusal(both, *wrong)
+    assert "an up-sampled one and then" in refusal(both[::-1], weights[:1])
+
+
+def test_an_operator_that_does_not_fit_its_description():
+    with pytest.raises(ValueError, match="op: parameters must be a weight and a bias"):
+        Operator("op", "Tensor x, Tensor[] weights, Tensor bias", ["x"], ["weights", "bias"], call=None)

@@ -5,7 +5,7 @@ import torch
 from support import arguments
 from support.cases import DTYPE_OF, every_backend
 from support.tolerances import assert_close
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import pconv_ext
@@ -154,3 +154,17 @@ def test_what_there_is_no_formula_for_says_what_to_do(backend, name):
         grad(gradient_size)(wanted)
     with pytest.raises(RuntimeError, match=rf'{name} has no forward-mode.*backend="reference"'):
         jvp(loss, (wanted,), (tree_map(torch.ones_like, wanted),))
+
+
+@every_backend
+@every_operator
+def test_forward_over_reverse_says_what_to_do(backend, name):
+    out, wanted, masks = case(name, backend)
+    with pytest.raises(RuntimeError, match=rf'{name} has no forward-mode.*backend="reference"'):
+        hessian(lambda w: out(w, masks, backend).square().mean())(wanted)
+
+
+def test_vmap_over_nothing():
+    x, weight = torch.ones(0, 1, 3, 5, 5), torch.ones(2, 3, 3, 3)
+    with pytest.raises(ValueError, match="partial_conv2d cannot be mapped over a dimension of size 0"):
+        vmap(lambda x: pconv_ext.partial_conv2d(x, None, weight)[0])(x)

@@ -1,8 +1,10 @@
 """The layers: equal to the published class, and good citizens of torch.nn."""
 
+import _thread
 import copy
 import io
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -277,6 +279,11 @@ def test_no_fusion_with_a_batch_normalisation():
     plain = nn.utils.fuse_conv_bn_eval(nn.Conv2d(3, 4, 3).eval(), norm)
     assert type(copy.deepcopy(layer)) is PartialConv2d
     assert type(plain) is nn.Conv2d
+    copies = []
+    done = threading.Event()
+    _thread.start_new_thread(lambda: (copies.append(pickle.dumps(layer)), done.set()), ())
+    assert done.wait(60), "a stack with next to no frames"
+    assert type(pickle.loads(copies[0])) is PartialConv2d
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

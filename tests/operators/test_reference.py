@@ -116,3 +116,18 @@ def test_low_precision_is_float32_rounded_once(dtype):
     out, _ = reference.partial_conv2d(x, mask, weight)
     exact, _ = reference.partial_conv2d(x.float(), mask, weight.float())
     assert torch.equal(out, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_an_up_sampled_map_are_rounded_once(dtype):
+    """Not for each of a pixel's copies."""
+    x_low, skip = randn(2, 3, 5, 6, dtype=dtype), randn(2, 2, 9, 12, dtype=dtype)
+    weight = randn(4, 5, 3, 3, dtype=dtype)
+    masks = mask_of("random", x_low), mask_of("random", skip)
+
+    def gradient(to):
+        x = x_low.to(to).requires_grad_()
+        out, _ = reference.upcat_partial_conv2d(x, masks[0], skip.to(to), masks[1], weight.to(to))
+        return torch.autograd.grad(out, x, torch.ones_like(out))[0]
+
+    assert torch.equal(gradient(dtype), gradient(torch.float32).to(dtype))

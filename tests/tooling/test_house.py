@@ -11,8 +11,8 @@ FOLDERS = ("pconv_ext", "kernels", "csrc", "benchmarks", "buildtools", "tests", 
 SOURCES = (".py", ".h", ".cpp", ".cu", ".sh")
 
 
-def imported(file, package):
-    """Names of the modules that `file` of `package` imports anywhere, as absolute names."""
+def imported(file, package, modules):
+    """Which of `modules`, and others, `file` of `package` imports anywhere."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -20,11 +20,12 @@ def imported(file, package):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             name = ".".join((*base, *(node.module.split(".") if node.module else ())))
-            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
+            for alias in node.names:  # a module in a package, or what the package itself has
+                yield f"{name}.{alias.name}" if f"{name}.{alias.name}" in modules else name
 
 
 def graph():
-    """For each module the modules that it imports, a package's own __init__ aside."""
+    """For each module the modules that it imports."""
     files = {}
     for folder, prefix in (("pconv_ext", ()), ("kernels", ("pconv_ext",))):
         for file in (ROOT / folder).rglob("*.py"):
@@ -32,9 +33,7 @@ def graph():
             package = parts[:-1]
             files[".".join(parts).removesuffix(".__init__")] = file, package
     for name, (file, package) in files.items():
-        found = {module for module in imported(file, package) if module in files and module != name}
-        # A package is not what its module needs of it: `from . import x` needs x.
-        yield name, {module for module in found if not f"{name}.".startswith(f"{module}.")}
+        yield name, {module for module in imported(file, package, files) if module in files} - {name}
 
 
 def test_imports_go_one_way():
