@@ -31,5 +31,5 @@ __all__ = [
     "composite",
     "reference",
     "replace_partial_convs",
-    *functional.__all__,
 ]
+__all__ += functional.__all__  # a form that type checkers know
