@@ -5,13 +5,13 @@ import torch
 from support.calls import every_operator
 from support.cases import COMPILED, kernel, mask_of
 from support.small_network import Network, run
-from support.tolerances import assert_close
+from support.tolerances import GPU_BACKENDS, assert_close
 
 import pconv_ext
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
-    pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"]),
+    pytest.mark.parametrize("backend", [name for name in COMPILED if name in GPU_BACKENDS]),
 ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tolerances import assert_close
+from support.tolerances import GPU_BACKENDS, assert_close
 
 import pconv_ext
 from pconv_ext import _backends, reference
@@ -20,7 +20,7 @@ COMPILED = [
 #: All cases of an operator on a GPU are thousands of kernels for Triton to compile, so they are deep there.
 every_backend = pytest.mark.parametrize(
     "backend",
-    [pytest.param(name, marks=() if name == "cpu" else pytest.mark.deep) for name in COMPILED],
+    [pytest.param(name, marks=pytest.mark.deep if name in GPU_BACKENDS else ()) for name in COMPILED],
 )
 #: For tests of a GPU's kernels: there they take seconds, in Triton's interpreter and the emulator minutes.
 deep_without_gpu = () if torch.cuda.is_available() else (pytest.mark.deep,)
@@ -122,12 +122,12 @@ def _leaves(args, dtype=None):
 
 def emulated(backend):
     """Whether a GPU's backend runs without one, slowly."""
-    return backend != "cpu" and DEVICE_OF[backend] == "cpu"
+    return backend in GPU_BACKENDS and DEVICE_OF[backend] == "cpu"
 
 
 def _lacks(backend, args):
     """Whether `backend` does not offer this call."""
-    if backend == "cpu":
+    if backend not in GPU_BACKENDS:
         return False
     features = [args[name] for name in ("x", "x_low", "skip") if name in args]
     mask, stride = args.get("mask"), args.get("stride", 1)
@@ -206,10 +206,10 @@ def check_against_reference(operator, backend, args, *, grad_layout="contiguous"
 
 def assert_same(actual, expected, backend, what="result"):
     """Equal bits from the CPU's kernels; equal numbers from a GPU's, of which two calls may take others."""
-    if backend == "cpu":
-        assert torch.equal(actual, expected), what
-    else:
+    if backend in GPU_BACKENDS:
         assert_close(actual, expected.double(), actual.dtype, what, backend)
+    else:
+        assert torch.equal(actual, expected), what
 
 
 def randn(*shape, dtype=torch.float64, device="cpu", scale=1.0):

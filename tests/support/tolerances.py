@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+#: Backends with a GPU's tolerances, refusals and slowness where there is no GPU.
+GPU_BACKENDS = ("cuda", "triton")
+
 
 class Tolerance(NamedTuple):
     relative: float
@@ -55,5 +58,5 @@ def assert_close(
     assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
     scale = expected.abs() + expected.square().mean().sqrt()
     error = ((actual - expected).abs() / scale.clamp(min=1e-300)).max().item()
-    limit = (TOLERANCES if backend == "cpu" else GPU_TOLERANCES)[dtype].relative
+    limit = (GPU_TOLERANCES if backend in GPU_BACKENDS else TOLERANCES)[dtype].relative
     assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.0e}"
