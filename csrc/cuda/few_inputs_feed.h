@@ -35,14 +35,13 @@ struct Problem {
   const char* x;
   int64_t xn, xc;       // its strides in bytes
   int xh, xw;           // in these directions offsets within a tile have 32 bits
-  int64_t x_h, x_w;     // the same in elements, as they come
   const char* weights;  // [phases, kh][np][row_bytes]
   Plane mask;
   int mask_h, mask_w;  // its strides once more, in 32 bits
   Untyped bias;        // data null: none
   char* out;           // [N, HO, WO, n_out]
   Flags new_mask;
-  int N, H, W, HO, WO, c_in, n_out, np, sh, sw, dh, dw, top, left;
+  int N, H, W, HO, WO, c_in, n_out, np, sh, sw, top, left;
   int row_bytes, pixel_bytes, row_channels;  // of the weights' rows of taps, of a pixel in shared memory
   int n_kernels, n_phases, weight_rows;
   Pass phases[kMostPhases];  // by kernel, and where there are several their sum
@@ -51,6 +50,9 @@ struct Problem {
   Divider by_columns, by_tiles_x, by_tiles_y;
   bool wide_stores;
   Layout at;
+  // For the host alone, and last: the kernels' registers depend on where the rest lies.
+  int64_t x_h, x_w;  // strides of x in elements, as they come
+  int dh, dw;
 
   __host__ __device__ const Pass& plain() const { return phases[n_phases - 1]; }
 };

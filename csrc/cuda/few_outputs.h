@@ -42,7 +42,7 @@ struct Source {
 struct Problem {
   Source sources[2];
   int n_sources;
-  int N, H, W, ho, wo, top, left, kh, kw, n_out, sh, sw, dh, dw;
+  int H, W, ho, wo, top, left, kh, kw, n_out;
   int group_taps, groups;  // taps of one product over a wide source, and how many products cover all
   int tiles_y, tiles_x;
   Divider by_tiles_y, by_tiles_x;
@@ -52,6 +52,8 @@ struct Problem {
   int64_t on, oc, oh, ow;  // its strides
   Flags new_mask;
   int wide_bytes, narrow_bytes[2], product_bytes;  // parts of the shared memory, after the words
+  // For the host alone, and last: the kernels' registers depend on where the rest lies.
+  int N, sh, sw, dh, dw;
 
   __host__ __device__ int taps() const { return kh * kw; }
   int c_in() const { return sources[0].channels + sources[1].channels; }
