@@ -207,7 +207,7 @@ def test_more_that_it_leaves_to_the_general_kernels(counted):
 @pytest.mark.parametrize("sizes", [(3, 5, 7), (1, 3, 5, 7), (7,), (1,), (1, 3, 5), (8, 4)], ids=str)
 @pytest.mark.parametrize("cp", [16, 32, 64])
 def test_jobs_cover_every_row_once(sizes, cp, counted):
-    parts = branches([(k, k) for k in sizes], 12)
+    parts = branches(tuple((k, k) for k in sizes), 12)
     strides = dict.fromkeys(("x_n", "x_c", "x_h", "x_w", "mask_n", "mask_h", "mask_w"), 1)
     numbers = {"N": 1, "C": 3, "H": 9, "W": 9, "NOUT": 4, "HO": 9, "WO": 9, "TOP": 0, "LEFT": 0}
     numbers |= dict.fromkeys(("SH", "SW", "DH", "DW"), 1) | {"ROW_CHANNELS": 4, "CP": cp}
