@@ -29,10 +29,12 @@ std::vector<Tensor> biases_of(const OptionalTensor& bias) {
 
 Call::Call(const char* op, std::vector<MaskedMap> sources, const std::vector<Tensor>& weights,
            const OptionalTensor& scales, const Spacing& spacing)
-    : maps_(std::move(sources)), order_(weights.size()), scales_(to_compute(scales)) {
+    : maps_(std::move(sources)),
+      order_(weights.size()),
+      weights_(to_compute(weights)),
+      scales_(to_compute(scales)) {
   STD_TORCH_CHECK(!weights.empty() && weights.size() <= kMaxBranches, op, ": the CPU kernels take 1 to ",
                   kMaxBranches, " kernel sizes, got ", weights.size(), ": use backend=\"reference\"");
-  for (const Tensor& w : weights) weights_.push_back(to_compute(w));
   std::iota(order_.begin(), order_.end(), 0);
   std::sort(order_.begin(), order_.end(),
             [&](size_t a, size_t b) { return weights_[a].size(2) < weights_[b].size(2); });
@@ -66,13 +68,12 @@ Problem<T> Call::problem() const {
   return p;
 }
 
-// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i so that their
+// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i, so that their
 // outputs never exist.
 std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_) const {
   const bool channels_last = maps_.back().x.channels_last;
   const Tensor out = empty_map(g_.N, g_.O, g_.Ho, g_.Wo, like().scalar_type(), channels_last);
-  std::vector<Tensor> biases;
-  for (const Tensor& b : biases_) biases.push_back(to_compute(b));
+  const std::vector<Tensor> biases = to_compute(biases_);
   with_compute_type(like(), [&](auto zero) {
     using T = decltype(zero);
     const T* bias = biases.empty() ? nullptr : const_data<T>(biases[0]);
@@ -111,8 +112,7 @@ Gradients Call::backward(const Tensor& grad_out, const std::vector<Tensor>& bias
   const size_t n = weights_.size();
   const bool needs_scales = needs.scales && scales_;
   const size_t n_biases = scales_ ? biases_.size() : n;
-  std::vector<Tensor> biases;
-  for (const Tensor& b : biases_) biases.push_back(to_compute(b));
+  const std::vector<Tensor> biases = to_compute(biases_);
   for (size_t i = 0; needs.weights && i < n; ++i)
     result.weights.push_back(empty_like_dense(weights_[i], compute));
   for (size_t i = 0; needs.biases && i < n_biases; ++i)

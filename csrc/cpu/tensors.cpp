@@ -179,6 +179,12 @@ OptionalTensor to_compute(const OptionalTensor& t) {
   return c;
 }
 
+std::vector<Tensor> to_compute(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& t : tensors) result.push_back(to_compute(t));
+  return result;
+}
+
 Tensor to_storage(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }

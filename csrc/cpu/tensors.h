@@ -46,6 +46,7 @@ Tensor updated_mask(const Geometry& g, const Windows& w, ScalarType dtype);
 // A parameter in the compute type and contiguous, and a gradient back in the type of the parameter.
 Tensor to_compute(const Tensor& t);
 OptionalTensor to_compute(const OptionalTensor& t);
+std::vector<Tensor> to_compute(const std::vector<Tensor>& tensors);
 Tensor to_storage(const Tensor& t, ScalarType dtype);
 Tensor none();
 

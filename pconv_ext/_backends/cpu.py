@@ -10,8 +10,7 @@ import torch
 from .. import ops
 from .backend import Backend
 
-_PACKAGE = __name__.split(".", maxsplit=1)[0]
-_MODULE = f"{_PACKAGE}._C"
+_MODULE = "pconv_ext._C"
 
 
 def _load() -> str:
@@ -26,7 +25,7 @@ def _load() -> str:
         importlib.import_module(_MODULE)
     except ImportError as error:
         return f"{_MODULE} cannot be loaded: {' '.join(str(error).split())}"
-    missing = ops.missing(_PACKAGE, "CPU")
+    missing = ops.missing("pconv_ext", "CPU")
     return f"{_MODULE} has no CPU kernel for {', '.join(missing)}" if missing else ""
 
 
