@@ -96,12 +96,13 @@ struct FeatureBand {
   static Slice stored_slice(const View& v, const Slice& s) {
     return {s.n, s.begin >> v.up, s.rows() ? ((s.end - 1) >> v.up) + 1 : s.begin >> v.up};
   }
-  static int64_t padded_rows(const Geometry& g, const Slice& s) {
-    return s.rows() ? (s.rows() - 1) * g.sh + (g.kh - 1) * g.dh + 1 : 0;
+  static int64_t padded_rows(const View& v, const Slice& s) {
+    const int64_t rows = (s.rows() + v.tile - 1) / v.tile * v.tile;
+    return rows ? (rows - 1) * v.g.sh + (v.g.kh - 1) * v.g.dh + 1 : 0;
   }
   static int64_t size(const View& v, const Band& band) {
     int64_t n = 0;
-    for (const Slice& s : band) n += padded_rows(v.g, stored_slice(v, s)) * v.g.Wp * v.g.C;
+    for (const Slice& s : band) n += padded_rows(v, stored_slice(v, s)) * v.g.Wp * v.g.C;
     return n;
   }
   FeatureBand(const View& v, const Source& source, const Band& band, int64_t chunk, T* memory)
@@ -109,7 +110,7 @@ struct FeatureBand {
     for (const Slice& s : band) {
       stored.push_back(stored_slice(v, s));
       offset.push_back(plane);
-      plane += padded_rows(v.g, stored.back()) * v.g.Wp * chunk;
+      plane += padded_rows(v, stored.back()) * v.g.Wp * chunk;
     }
   }
   // Start of the window of output pixel (oh, ow) of slice s, in the first chunk.
@@ -120,6 +121,14 @@ struct FeatureBand {
   }
   // Chunk that begins with channel c of the source.
   int64_t channel_offset(int64_t c) const { return c / chunk * plane; }
+  // body(offset, done, count) for the runs of channels of [c, c + n), each in one chunk.
+  template <class F>
+  void each_run(int64_t c, int64_t n, const F& body) const {
+    for (int64_t done = 0, count; done < n; done += count) {
+      count = std::min(n - done, chunk - (c + done) % chunk);
+      body(channel_offset(c + done) + (c + done) % chunk, done, count);
+    }
+  }
 
   // Padded row i of slice s.
   void load_row(const Problem<T>& p, size_t s, int64_t i, std::vector<T>& scratch) const {
@@ -160,7 +169,7 @@ template <class T>
 static void load_features(const Problem<T>& p, const FeatureBand<T>& features, bool threads) {
   std::vector<std::pair<size_t, int64_t>> rows;
   for (size_t s = 0; s < features.stored.size(); ++s)
-    for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view.g, features.stored[s]); ++i)
+    for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view, features.stored[s]); ++i)
       rows.emplace_back(s, i);
   each(threads, rows.size(), [&](int64_t i) {
     thread_local std::vector<T> scratch;

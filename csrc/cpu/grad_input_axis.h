@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "../pixel.h"
@@ -19,6 +20,30 @@ struct AxisTap {
   std::vector<int64_t> kernel;
 };
 
+struct Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// Tiles of m results of each residue modulo the stride, which lie next to each other in the image: tile t
+// covers image rows [start + t * size, start + (t + 1) * size) and meets gradient rows [first + t * m, ... + n).
+// Of residue a it holds rows step * (first + t * m + taps(a) - 1 + i) + a - pad for i < m.
+struct AxisTiles {
+  int64_t m, n, size, start, first;
+  AxisTiles(int64_t m, int64_t r, int64_t stride, bool shorter, int64_t pad) : m(m), n(m + r - 1), size(m * stride) {
+    const int64_t odd = shorter ? 1 : 0;  // the last residue's results begin one earlier
+    first = (pad + odd) / stride - (r - 1);
+    start = stride * (first + r - 1) - odd - pad;
+  }
+  int64_t count(int64_t image) const { return (image - start + size - 1) / size; }
+  // Tiles with results in [begin, end).
+  Span of(int64_t begin, int64_t end) const { return {(begin - start) / size, count(end)}; }
+  Span gradient(int64_t begin, int64_t end) const {
+    const Span tiles = of(begin, end);
+    return {first + tiles.begin * m, first + (tiles.end - 1) * m + n};
+  }
+};
+
 // Input rows against gradient rows. Offsets are at most 0; `before` is how far they reach.
 struct Axis {
   bool up;
@@ -26,6 +51,7 @@ struct Axis {
   int64_t before;
   std::vector<std::vector<AxisTap>> classes;
   std::vector<int64_t> class_of;  // [size]
+  std::optional<AxisTiles> tiles;
 
   Axis(bool up, int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad)
       : up(up),
@@ -67,7 +93,21 @@ struct Axis {
   }
   // Gradient row that offset 0 stands for.
   int64_t base(int64_t i) const { return up ? 2 * i + 1 + kernel / 2 : (i + pad) / stride; }
-  int64_t extent() const { return before + std::max(out - 1, base(size - 1)) + 1; }
+  // Gradient rows that input rows [begin, end) meet, one by one and in tiles.
+  Span span(int64_t begin, int64_t end) const {
+    Span met{base(begin) - before, base(end - 1) + 1};
+    if (tiles) {
+      const Span more = tiles->gradient(begin << up, std::min(end << up, image()));
+      met = {std::min(met.begin, more.begin), std::max(met.end, more.end)};
+    }
+    return met;
+  }
+  // All of them, and every gradient row.
+  Span all() const {
+    const Span met = span(0, size);
+    return {std::min<int64_t>(met.begin, 0), std::max(met.end, out)};
+  }
+  int64_t image() const { return up ? out : size; }
   // Whether the taps of every class are consecutive and few enough for window_bits.
   bool bits() const {
     bool fit = dilation == 1;

@@ -31,15 +31,19 @@ struct View {
   Geometry g;       // C, H, W of the source; window, padding and stride in stored pixels
   int64_t channel;  // channels before it
   int up;           // 1 where it is read as stored and taps merge
+  int64_t tile;     // rows and columns of results that are always loaded together
 };
 
+// With `tile` > 1 up-sampled sources are up-sampled as they are loaded.
 template <class T>
-static std::vector<View> make_views(const Problem<T>& p) {
+static std::vector<View> make_views(const Problem<T>& p, int64_t tile = 1) {
   std::vector<View> views;
   int64_t channel = 0;
   for (const Source& s : p.sources) {
-    View v{p.geo, channel, p.geo.pixels() >= kMergePixels ? s.up : 0};
+    View v{p.geo, channel, tile == 1 && p.geo.pixels() >= kMergePixels ? s.up : 0, tile};
     v.g.C = s.C;
+    const int64_t more = (tile - p.geo.Wo % tile) % tile * p.geo.sw;
+    v.g.Wp += more;
     if (v.up) {
       v.g.H = v.g.Ho = s.H, v.g.W = v.g.Wo = s.W;
       v.g.pt = (p.geo.kh / 2 + 1) / 2, v.g.pl = (p.geo.kw / 2 + 1) / 2;
@@ -72,7 +76,9 @@ class Placements {
 };
 
 struct Pass {
-  enum Kind { kAll, kLower, kSingle } kind;
+  // The merged kernel by Winograd's products or directly, the merged kernel of all but the largest branch, the
+  // kernel of one branch.
+  enum Kind { kWinograd, kAll, kLower, kSingle } kind;
   size_t branch;               // the largest merged branch
   std::vector<size_t> merged;  // branches summed into the kernel, largest first
   size_t source;
@@ -166,15 +172,18 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
 }
 
 // Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to
-// add.
+// add. A pixel with a ratio above `limit` takes no part in Winograd's products, whose error it would amplify:
+// that error follows the tile and not the window.
 template <class T>
 struct Ratios {
   State state;
   bool lower_whole;
   T r[kMaxBranches];
   size_t n;
+  T limit;
 
-  Ratios(const Problem<T>& p, const int32_t* const* counts, int64_t pixel) : n(p.branches.size()) {
+  Ratios(const Problem<T>& p, const int32_t* const* counts, int64_t pixel, T limit = 0)
+      : n(p.branches.size()), limit(limit) {
     const Windows& w = *p.windows;
     state = state_of(counts[0][pixel] > 0, counts[n - 1][pixel] == w.whole[n - 1]);
     lower_whole = n == 1 || counts[n - 2][pixel] == w.whole[n - 2];
@@ -182,10 +191,13 @@ struct Ratios {
     for (size_t i = 0; i < n; ++i)
       r[i] = state == kPlain ? T(1) : ratio_of(static_cast<T>(w.whole[i]), counts[i][pixel]);
   }
+  T largest() const { return r[n - 1]; }
+  bool within_limit() const { return state != kDead && largest() <= limit; }
   T scale(const Pass& pass, bool with_lower) const {
     if (state == kDead) return T(0);
     const T largest = r[n - 1];
-    if (pass.kind == Pass::kAll) return largest;
+    if (pass.kind == Pass::kWinograd) return largest <= limit ? largest : T(0);
+    if (pass.kind == Pass::kAll) return largest <= limit ? T(0) : largest;
     const bool shared = with_lower && n > 2 && lower_whole;
     if (pass.kind == Pass::kLower) return shared ? T(1) - largest : T(0);
     return shared ? T(0) : r[pass.branch] - largest;
@@ -200,6 +212,28 @@ struct Counts {
     for (size_t i = 0; i < p.branches.size(); ++i) of[i] = p.windows->counts(i, p.geo, n);
   }
 };
+
+// Whether any window asks for a ratio above the limit of Winograd's products.
+template <class T>
+static bool any_ratio_above(const Problem<T>& p, T limit) {
+  const std::vector<int32_t>&largest = p.windows->count.back(), &smallest = p.windows->count.front();
+  const T least = static_cast<T>(p.windows->whole.back()) / limit;
+  for (size_t i = 0; i < largest.size(); ++i)
+    if (largest[i] < least && smallest[i] > 0) return true;
+  return false;
+}
+
+// Takes the dense passes out of a list; copies stay there where some pixels `need` them.
+static std::vector<Pass> take_dense_passes(std::vector<Pass>& passes, bool need) {
+  std::vector<Pass> dense, rest;
+  for (const Pass& pass : passes) {
+    if (pass.kind == Pass::kAll) dense.push_back(pass);
+    if (pass.kind != Pass::kAll || need) rest.push_back(pass);
+  }
+  passes = rest;
+  for (Pass& pass : dense) pass.kind = Pass::kWinograd;
+  return dense;
+}
 
 // Columns of B: the channels of one group, cut into panels of at most kPanel.
 struct Panel {
@@ -225,9 +259,9 @@ static Panels make_panels(int64_t groups, int64_t per_group) {
 
 // Channels that one visit of packed weights covers where a thread packs them as it goes: all of them, or a
 // divisor such that a pack of the largest kernel stays in the second cache.
-PCONV_INLINE int64_t channel_chunk(int64_t channels) {
+PCONV_INLINE int64_t channel_chunk(int64_t channels, int64_t multiple = 1) {
   for (int64_t chunk : {32, 24, 16, 20, 28, 12, 8})
-    if (channels % chunk == 0) return chunk;
+    if (channels % chunk == 0 && chunk % multiple == 0) return chunk;
   return channels;
 }
 
@@ -239,11 +273,12 @@ struct Layout {
   std::vector<int64_t> row;    // where each pass begins
   int64_t rows = 0;            // of a packed panel, or of the largest chunk
 
-  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole)
+  // Chunks are a `multiple` of channels, or all channels.
+  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole, int64_t multiple = 1)
       : whole(whole), row(passes.size()) {
     for (size_t s = 0; s < views.size(); ++s) {
       const int64_t channels = views[s].g.Cg();
-      chunk.push_back(whole ? channels : channel_chunk(channels));
+      chunk.push_back(whole ? channels : channel_chunk(channels, multiple));
       int64_t at = whole ? rows : 0;
       for (size_t k = 0; k < passes.size(); ++k)
         if (passes[k].source == s) {

@@ -1,0 +1,189 @@
+// How F(m, r) covers a convolution. With stride s its window falls into s residues in each direction, each a
+// filter of stride 1 over every s-th pixel: 7x7 with stride 2 into 4x4, 4x3, 3x4 and 3x3. All share one tile
+// of results, so their products are summed as one product with as many times the channels.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "bands.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "pack.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+#include "winograd_transforms.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
+
+using Offsets = std::vector<int64_t>;
+
+// Blocks: what one residue has to say to one frequency, ordered by frequency, then by residue. An operand
+// keeps `size` entries for a block and `pad` after each frequency, which keeps frequencies out of each other's
+// cache sets.
+template <class T>
+struct Winograd {
+  const WinogradTransforms<T>* f;
+  int64_t m, r, n, stride;
+  bool short_h, short_w;  // the last residue has a tap less
+  Offsets first;          // blocks before each frequency [n * n + 1]
+
+  Winograd(const WinogradTransforms<T>& transforms, const Geometry& g)
+      : f(&transforms),
+        m(f->m),
+        r(f->r),
+        n(m + r - 1),
+        stride(g.sh),
+        short_h(g.kh < stride * r),
+        short_w(g.kw < stride * r),
+        first{0} {
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        first.push_back(first.back() + meeting(i, short_h) * meeting(j, short_w));
+  }
+  int64_t tiles(int64_t results) const { return (results + m - 1) / m; }  // in one direction
+  int64_t frequencies() const { return n * n; }
+  int64_t blocks() const { return first.back(); }
+  int64_t blocks_of(int64_t frequency) const { return first[frequency + 1] - first[frequency]; }
+  bool shorter_h(int64_t residue) const { return short_h && residue == stride - 1; }
+  bool shorter_w(int64_t residue) const { return short_w && residue == stride - 1; }
+
+  int64_t size(int64_t block, int64_t pad) const { return blocks() * block + frequencies() * pad; }
+  int64_t frequency_offset(int64_t frequency, int64_t block, int64_t pad) const {
+    return first[frequency] * block + frequency * pad;
+  }
+  // Where the frequencies of residue (a, b) begin in an operand, in the order of the transforms.
+  Offsets frequency_offsets(int64_t a, int64_t b, int64_t block, int64_t pad) const {
+    Offsets out;
+    for (int64_t i = 0; i < n - shorter_h(a); ++i)
+      for (int64_t j = 0; j < n - shorter_w(b); ++j)
+        out.push_back(frequency_offset(i * n + j, block, pad) + (a * meeting(j, short_w) + b) * block);
+    return out;
+  }
+  // Every stride-th of rows x cols entries, from (a, b) on.
+  static Offsets grid(int64_t rows, int64_t cols, int64_t row, int64_t col, int64_t start = 0) {
+    Offsets out;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < cols; ++j) out.push_back(start + i * row + j * col);
+    return out;
+  }
+  template <class F>
+  void each_residue(const F& body) const {
+    for (int64_t a = 0; a < stride; ++a)
+      for (int64_t b = 0; b < stride; ++b) body(a, b);
+  }
+
+ private:
+  int64_t meeting(int64_t point, bool shorter) const { return stride - (shorter && point == n - 1); }
+};
+
+// Products C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors], in chains of kChain.
+constexpr int64_t kChain = 32;
+template <class T>
+static void product(int64_t vectors, int64_t rows, const T* a, int64_t lda, const T* b, int64_t depth, T* c,
+                    int64_t ldc, bool add) {
+  static const T zeros[kPanel<T>] = {}, ones[kRows] = {1, 1, 1, 1, 1, 1};
+  for (int64_t groups = (rows + kRows - 1) / kRows; groups > 0; --groups) {
+    const int64_t count = (rows + groups - 1) / groups;  // even groups: a last one of 2 rows starves
+    const T* from[kRows] = {};
+    T* to[kRows] = {};
+    for (int64_t i = 0; i < count; ++i) from[i] = a + i * lda, to[i] = c + i * ldc;
+    for (int64_t k = 0; k < depth; k += kChain) {
+      const Segment segment{k, k, std::min(kChain, depth - k)};
+      gemm(vectors, count, from, &segment, 1, b, to, ones, k == 0 && !add ? zeros : nullptr);
+    }
+    rows -= count;
+    a += count * lda;
+    c += count * ldc;
+  }
+}
+
+// Whether all values are finite and so small that no transform overflows: they grow less than 2^20-fold.
+template <class T>
+static bool moderate(const T* x, int64_t n) {
+  constexpr int32_t limit = (127 + 40) << 23;  // the bits of 2^40
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t bits;
+    memcpy(&bits, x + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest <= limit;
+}
+
+constexpr int64_t kWinogradRowPad = 3;  // rows of packed weights after each frequency
+
+// Packed weights of one panel, [frequency, residue, channel][columns], from merged ones [taps, channel]
+// [columns]; `turned` for the input gradient. False where a weight is too large.
+template <class T>
+static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, const Panel& panel, int64_t channels,
+                          int64_t padded, bool turned, const T* merged, T* out) {
+  const int64_t columns = panel.vectors * kLanes<T>;
+  if (!moderate(merged, kh * kw * channels * columns)) return false;
+  const int64_t col = channels * columns, row = kw * col;
+  w.each_residue([&](int64_t a, int64_t b) {
+    const int64_t h = w.shorter_h(a), v = w.shorter_w(b), down = w.stride * row, across = w.stride * col;
+    Offsets from = w.grid(w.r - h, w.r - v, down, across, a * row + b * col);
+    if (turned) std::reverse(from.begin(), from.end());
+    const Offsets to = w.frequency_offsets(a, b, padded * columns, kWinogradRowPad * columns);
+    for (int64_t i = 0; i < channels; ++i)
+      w.f->weights[h][v](merged + i * columns, from.data(), columns, out + i * columns, to.data());
+    for (int64_t at : to) std::fill_n(out + at + channels * columns, (padded - channels) * columns, T(0));
+  });
+  return true;
+}
+
+// Rows of tiles, of `down` in all, that one visit works on.
+static int64_t winograd_rows_per_band(int64_t down, int64_t across, int64_t tile_bytes, bool shared,
+                                      int64_t threads) {
+  if (shared) return std::max<int64_t>(1, std::min(down, kSharedBandBytes / (across * tile_bytes)));
+  const int64_t want = getenv("WT") ? atoi(getenv("WT")) : std::max<int64_t>(16, (1 << 20) / tile_bytes);
+  return std::max<int64_t>(1, std::min((want + across - 1) / across, (down + threads - 1) / threads));
+}
+
+// Entries in an odd number of lines, so that tiles stay out of each other's cache sets.
+template <class T>
+static int64_t odd_lines(int64_t entries) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return ((entries + line - 1) / line | 1) * line;
+}
+
+static constexpr WinogradTransforms<float> kWinogradFloat[] = {
+    winograd_transforms<float, 4, 2>(4), winograd_transforms<float, 4, 3>(4), winograd_transforms<float, 4, 4>(4),
+    winograd_transforms<float, 2, 2>(4), winograd_transforms<float, 2, 3>(4), winograd_transforms<float, 2, 4>(4),
+};
+
+// The cheapest way to cover a convolution, if there is one that beats the direct form.
+template <class T>
+static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
+  if constexpr (std::is_same_v<T, float>) {
+    const Geometry& g = p.geo;
+    const auto residue = [&](int64_t k) { return (k + g.sh - 1) / g.sh; };
+    if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
+    if (g.Og() < 16) return {};
+    for (const Source& s : p.sources)
+      if (s.C / g.groups < 16) return {};
+    std::optional<Winograd<T>> best;
+    int64_t least = 0;
+    for (const WinogradTransforms<T>& f : kWinogradFloat) {
+      if (f.r != residue(g.kh)) continue;
+      const Winograd<T> w(f, g);
+      const int64_t products = g.N * w.tiles(g.Ho) * w.tiles(g.Wo) * w.blocks();
+      if (!best || products < least) best.emplace(w), least = products;
+    }
+    if (least >= g.pixels() * g.kh * g.kw) best.reset();
+    return best;
+  }
+  return {};
+}
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA

@@ -1,0 +1,114 @@
+// The features of a band as an operand of Winograd products: [tile][group][chunk][frequency, residue,
+// channel].
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "bands.h"
+#include "isa.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+#include "winograd.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
+
+// m x m results from (row, col) on; `pixel` is the first's place in the band.
+struct WinogradTile {
+  size_t slice;
+  int64_t row, col, pixel;
+};
+
+// Tiles of a band with a result that counts: `factor` [pixels of the band] is 0 where none does.
+template <class T>
+static std::vector<WinogradTile> winograd_tiles(const Band& band, int64_t m, int64_t width,
+                                                const std::vector<T>& factor) {
+  std::vector<WinogradTile> tiles;
+  int64_t first = 0;
+  for (size_t s = 0; s < band.size(); ++s) {
+    for (int64_t row = band[s].begin; row < band[s].end; row += m)
+      for (int64_t col = 0; col < width; col += m) {
+        const int64_t pixel = first + (row - band[s].begin) * width + col;
+        bool any = false;
+        for (int64_t i = 0; i < std::min(m, band[s].end - row); ++i)
+          for (int64_t j = 0; j < std::min(m, width - col); ++j) any |= factor[pixel + i * width + j] != T(0);
+        if (any) tiles.push_back({s, row, col, pixel});
+      }
+    first += band[s].rows() * width;
+  }
+  return tiles;
+}
+
+// Channels [channel, channel + size) of one source within a group. `place` entries of a tile's group lie
+// before it, `row` rows of a packed panel.
+struct WinogradChunk {
+  size_t source;
+  int64_t channel, size, padded;
+  int64_t place, row;
+};
+
+template <class T>
+class WinogradInput {
+ public:
+  // At most `most` channels at a time.
+  WinogradInput(const Winograd<T>& w, const std::vector<View>& views, const std::vector<int64_t>& feature_chunk,
+                int64_t groups, int64_t most)
+      : w_(w), groups_(groups) {
+    constexpr int64_t L = kLanes<T>;
+    for (size_t s = 0; s < views.size(); ++s) {
+      const Geometry& g = views[s].g;
+      const int64_t step = most < g.Cg() ? std::max<int64_t>(L, most / L * L) : g.Cg();
+      for (int64_t c = 0; c < g.Cg(); c += step) {
+        const int64_t size = std::min(step, g.Cg() - c), padded = (size + L - 1) / L * L;
+        chunks.push_back({s, c, size, padded, group_size_, rows});
+        group_size_ += w.size(padded, L);
+        rows += w.size(padded, kWinogradRowPad);
+        largest_rows = std::max(largest_rows, w.size(padded, kWinogradRowPad));
+      }
+      from_.emplace_back();
+      w.each_residue([&](int64_t a, int64_t b) {
+        const int64_t pixel = feature_chunk[s], row = g.Wp * pixel;
+        from_.back().push_back(w.grid(w.n - w.shorter_h(a), w.n - w.shorter_w(b), w.stride * row,
+                                      w.stride * pixel, a * row + b * pixel));
+      });
+    }
+    tile_size = odd_lines<T>(groups * group_size_);
+  }
+
+  std::vector<WinogradChunk> chunks;     // of each group
+  int64_t rows = 0, largest_rows = 0;    // of a packed panel: all chunks, the largest
+  int64_t tile_size;
+
+  // Entries of a chunk's frequency in a tile.
+  int64_t place(int64_t group, const WinogradChunk& c, int64_t frequency) const {
+    return group * group_size_ + c.place + w_.frequency_offset(frequency, c.padded, kLanes<T>);
+  }
+  void load(const std::vector<FeatureBand<T>>& features, const WinogradTile& tile, T* out) const {
+    for (int64_t group = 0; group < groups_; ++group)
+      for (const WinogradChunk& c : chunks) {
+        const FeatureBand<T>& f = features[c.source];
+        const T* in = f.window(tile.slice, tile.row, tile.col);
+        size_t k = 0;
+        w_.each_residue([&](int64_t a, int64_t b) {
+          const Offsets to = w_.frequency_offsets(a, b, c.padded, kLanes<T>);
+          f.each_run(group * f.view.g.Cg() + c.channel, c.size, [&](int64_t offset, int64_t done, int64_t run) {
+            w_.f->inputs[w_.shorter_h(a)][w_.shorter_w(b)](in + offset, from_[c.source][k].data(), run,
+                                                           out + place(group, c, 0) + done, to.data());
+          });
+          ++k;
+        });
+      }
+  }
+
+ private:
+  const Winograd<T>& w_;
+  int64_t groups_, group_size_ = 0;
+  std::vector<std::vector<Offsets>> from_;  // [source][residue]
+};
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA
