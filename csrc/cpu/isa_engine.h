@@ -19,6 +19,7 @@
 #include "grad_input_rows.h"
 #include "winograd_grad_input.h"
 #include "grad_input.h"
+#include "winograd_grad_weight.h"
 #include "grad_weight.h"
 
 namespace pconv::PCONV_ISA {

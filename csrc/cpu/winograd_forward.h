@@ -32,7 +32,10 @@ class WinogradForward {
         views_(views),
         passes_(std::move(passes)),
         input_(w, views, feature_chunk, p.geo.groups,
-               split_panels ? kPackedBytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))) : p.geo.C),
+               std::vector<int64_t>(
+                   views.size(),
+                   split_panels ? kPackedBytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T)))
+                                : p.geo.C)),
         product_size_(w.frequencies() * kPanel<T> + kLanes<T>) {}
 
   size_t chunks() const { return input_.chunks.size(); }

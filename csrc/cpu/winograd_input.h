@@ -53,14 +53,14 @@ struct WinogradChunk {
 template <class T>
 class WinogradInput {
  public:
-  // At most `most` channels at a time.
+  // At most so many channels of each source at a time.
   WinogradInput(const Winograd<T>& w, const std::vector<View>& views, const std::vector<int64_t>& feature_chunk,
-                int64_t groups, int64_t most)
+                int64_t groups, const std::vector<int64_t>& most)
       : w_(w), groups_(groups) {
     constexpr int64_t L = kLanes<T>;
     for (size_t s = 0; s < views.size(); ++s) {
       const Geometry& g = views[s].g;
-      const int64_t step = most < g.Cg() ? std::max<int64_t>(L, most / L * L) : g.Cg();
+      const int64_t step = most[s] < g.Cg() ? std::max<int64_t>(L, most[s] / L * L) : g.Cg();
       for (int64_t c = 0; c < g.Cg(); c += step) {
         const int64_t size = std::min(step, g.Cg() - c), padded = (size + L - 1) / L * L;
         chunks.push_back({s, c, size, padded, group_size_, rows});

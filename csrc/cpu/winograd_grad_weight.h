@@ -1,0 +1,116 @@
+// The dense pass of the weight gradient by Winograd: dL/dV = G^T (sum over tiles of (B^T window) o (A g)) G.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "bands.h"
+#include "isa.h"
+#include "microkernels.h"
+#include "passes.h"
+#include "problem.h"
+#include "vec.h"
+#include "winograd.h"
+#include "winograd_input.h"
+
+PCONV_BEGIN_ISA
+namespace pconv::PCONV_ISA {
+namespace {
+
+template <class T>
+class WinogradGradWeight {
+ public:
+  // Chunks of channels as `layout` has them.
+  WinogradGradWeight(const Problem<T>& p, const Winograd<T>& w, const std::vector<View>& views,
+                     const Layout& layout, const Panels& panels)
+      : p_(p),
+        w_(w),
+        panels_(panels),
+        input_(w, views, layout.chunk, p.geo.groups, layout.chunk),
+        gradient_size_(w.frequencies() * panels.columns) {}
+
+  // Entries: operands of a tile, sums of a task.
+  int64_t tile_size() const { return input_.tile_size + gradient_size_; }
+  int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
+
+  int64_t rows_per_band() const {
+    const int64_t across = w_.tiles(p_.geo.Wo), row_bytes = across * tile_size() * sizeof(T);
+    return w_.m * std::max<int64_t>(1, std::min(kOperandBytes / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
+  }
+  int64_t tile_count(const Band& band) const {
+    int64_t rows = 0;
+    for (const Slice& s : band) rows += w_.tiles(s.rows());
+    return rows * w_.tiles(p_.geo.Wo);
+  }
+
+  // `gradient` [panel][pixels and a row of zeros, columns] is scaled by `factor` [pixels].
+  void load(const Band& band, const std::vector<FeatureBand<T>>& features, const std::vector<T>& factor,
+            const T* gradient, T* memory) {
+    const std::vector<WinogradTile> tiles = winograd_tiles(band, w_.m, p_.geo.Wo, factor);
+    const int64_t pixels = factor.size();
+    tiles_ = tiles.size();
+    data_ = memory;
+    gradients_ = memory + tiles_ * input_.tile_size;
+    pairs_.clear();
+    for (int64_t t = 0; t < tiles_; ++t)
+      pairs_.push_back({static_cast<int32_t>(t * input_.tile_size), static_cast<int32_t>(t * w_.frequencies())});
+    parallel(tiles_, [&](int64_t t, int64_t) {
+      input_.load(features, tiles[t], data_ + t * input_.tile_size);
+      for (const Panel& panel : panels_.list) {
+        const int64_t columns = panel.vectors * kLanes<T>;
+        Offsets from;
+        for (int64_t i = 0; i < w_.m; ++i)
+          for (int64_t j = 0; j < w_.m; ++j) {
+            const bool inside = tiles[t].row + i < band[tiles[t].slice].end && tiles[t].col + j < p_.geo.Wo;
+            from.push_back((inside ? tiles[t].pixel + i * p_.geo.Wo + j : pixels) * columns);
+          }
+        const Offsets to = w_.grid(w_.n, w_.n, w_.n * columns, columns);
+        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns,
+                        gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
+                        to.data());
+      }
+    });
+  }
+  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch.
+  void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
+    const WinogradChunk& c = input_.chunks[chunk];
+    const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
+    std::fill_n(sums, w_.size(c.padded, kWinogradRowPad) * columns, T(0));
+    const T* gradients = gradients_ + tiles_ * w_.frequencies() * panel.column;
+    for (int64_t q = 0; q < w_.frequencies(); ++q)
+      for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
+        const T* data = data_ + input_.place(panel.group, c, q) + k * c.padded;
+        T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
+        for (int64_t m = 0, groups = (c.size + kRows - 1) / kRows; groups > 0; --groups) {
+          const int64_t rows = (c.size - m + groups - 1) / groups;
+          for (int64_t t = 0; t < tiles_; t += kChain)
+            outer(panel.vectors, rows, data + m, pairs_.data() + t, std::min(kChain, tiles_ - t),
+                  gradients + q * columns, out + m * columns, columns);
+          m += rows;
+        }
+      }
+    const int64_t col = c.size * columns, row = kw * col;
+    w_.each_residue([&](int64_t a, int64_t b) {
+      const bool h = w_.shorter_h(a), v = w_.shorter_w(b);
+      const Offsets from = w_.frequency_offsets(a, b, c.padded * columns, kWinogradRowPad * columns);
+      const Offsets to = w_.grid(w_.r - h, w_.r - v, w_.stride * row, w_.stride * col, a * row + b * col);
+      for (int64_t i = 0; i < c.size; ++i)
+        w_.f->weight_sums[h][v](sums + i * columns, from.data(), columns, grads + i * columns, to.data());
+    });
+  }
+
+ private:
+  static constexpr int64_t kOperandBytes = 20 << 20;
+
+  const Problem<T>& p_;
+  const Winograd<T>& w_;
+  const Panels& panels_;
+  WinogradInput<T> input_;
+  int64_t gradient_size_, tiles_ = 0;
+  T *data_ = nullptr, *gradients_ = nullptr;
+  std::vector<PixelPair> pairs_;
+};
+
+}  // namespace
+}  // namespace pconv::PCONV_ISA
+PCONV_END_ISA
