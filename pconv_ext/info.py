@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ._backends import backends, cuda
+from ._backends import algorithm, backends, cuda
 
 #: Distributions whose versions decide what works.
 PACKAGES = ("numpy", "triton", "torchvision", "typer")
@@ -35,6 +35,7 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
+    "PCONV_EXT_ALGORITHM",
     "TRITON_INTERPRET",
 )
 
@@ -74,6 +75,7 @@ def _processor() -> Iterator[tuple[str, str]]:
     present = (told.get("flags") or told.get("Features") or "").split()
     yield "features", " ".join(name for name in FEATURES if name in present) or "unknown"
     yield "instruction set", f"{_instruction_set()} (torch: {torch.backends.cpu.get_cpu_capability()})"
+    yield "algorithm", f"{algorithm.current()}, of the CPU kernels"
     yield (
         "threads",
         f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them",

@@ -123,6 +123,11 @@ template <class T>
 const Engine<T>& engine();  // the best for this processor
 const char* instruction_set();
 
+// What pconv_ext.set_algorithm chose; it may change during a call, which therefore asks once.
+enum class Algorithm { automatic, direct };
+Algorithm algorithm();
+void set_algorithm(Algorithm);
+
 Windows count_windows(const Geometry&, const std::vector<Source>&,
                       const std::vector<std::pair<int64_t, int64_t>>& sizes);
 

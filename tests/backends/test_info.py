@@ -16,6 +16,7 @@ def test_what_it_says(monkeypatch):
     assert lines["OMP_NUM_THREADS"].endswith(" 3")
     assert f" {torch.get_num_threads()} in an operator" in lines["threads"]
     assert pconv_ext._C.instruction_set in lines["instruction set"]
+    assert f"  {pconv_ext._C.algorithm()}, " in lines["algorithm"]
     for name, (available, reason) in pconv_ext.backends().items():
         said = lines[f"backend {name}"]
         assert said.endswith("  available" if available else f"not available: {reason}")
