@@ -92,6 +92,62 @@ static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment
   }
 }
 
+// Sums for Winograd's transforms, which amplify rounding errors: chains of kChain products, chains added up in
+// runs of kRun products, runs in C. The error of one long chain would grow with its length.
+constexpr int64_t kChain = 16, kRun = 128;
+
+// Adds the chain in `acc` to the run in `sums`.
+template <class T, int NV, int MR>
+PCONV_INLINE void close_chain(const Vec<T> (&acc)[MR][NV], T* sums, bool first) {
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      T* at = sums + (r * NV + v) * kLanes<T>;
+      store(at, first ? acc[r][v] : load(at) + acc[r][v]);
+    }
+}
+template <class T, int NV, int MR>
+PCONV_INLINE void close_run(const T* sums, T* c, int64_t ldc, bool first) {
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      T* at = c + r * ldc + v * kLanes<T>;
+      const Vec<T> sum = load(sums + (r * NV + v) * kLanes<T>);
+      store(at, first ? sum : load(at) + sum);
+    }
+}
+
+// C [MR][NV vectors] (=|+=) A [MR][depth] B [depth][NV vectors], rows of A `lda` and of C `ldc` apart.
+template <class T, int NV, int MR>
+static __attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* b, int64_t depth, T* c,
+                                                   int64_t ldc, bool add) {
+  constexpr int64_t L = kLanes<T>;
+  T sums[MR * NV * L];
+  for (int64_t run = 0; run < depth; run += kRun) {
+    const int64_t end = run + kRun < depth ? run + kRun : depth;
+    for (int64_t k = run; k < end;) {
+      const int64_t stop = k + kChain < end ? k + kChain : end;
+      const bool first = k == run;
+      Vec<T> acc[MR][NV] = {};
+      for (; k < stop; ++k) {
+        Vec<T> bv[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) bv[v] = load(b + (k * NV + v) * L);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const T x = a[r * lda + k];
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+        }
+      }
+      close_chain<T, NV, MR>(acc, sums, first);
+    }
+    close_run<T, NV, MR>(sums, c, ldc, run == 0 && !add);
+  }
+}
+
 // One pixel of the reduction of the weight gradient: where its window starts in A, which row of the panel is
 // its gradient.
 struct PixelPair {

@@ -83,20 +83,44 @@ struct Winograd {
   int64_t meeting(int64_t point, bool shorter) const { return stride - (shorter && point == n - 1); }
 };
 
-// Products C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors], in chains of kChain.
-constexpr int64_t kChain = 32;
+template <class T, int NV>
+static void product_rows(int64_t rows, const T* a, int64_t lda, const T* b, int64_t depth, T* c, int64_t ldc,
+                         bool add) {
+  switch (rows) {
+    case 6:
+      return product_tile<T, NV, 6>(a, lda, b, depth, c, ldc, add);
+    case 5:
+      return product_tile<T, NV, 5>(a, lda, b, depth, c, ldc, add);
+    case 4:
+      return product_tile<T, NV, 4>(a, lda, b, depth, c, ldc, add);
+    case 3:
+      return product_tile<T, NV, 3>(a, lda, b, depth, c, ldc, add);
+    case 2:
+      return product_tile<T, NV, 2>(a, lda, b, depth, c, ldc, add);
+    default:
+      return product_tile<T, NV, 1>(a, lda, b, depth, c, ldc, add);
+  }
+}
+// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
 template <class T>
 static void product(int64_t vectors, int64_t rows, const T* a, int64_t lda, const T* b, int64_t depth, T* c,
                     int64_t ldc, bool add) {
-  static const T zeros[kPanel<T>] = {}, ones[kRows] = {1, 1, 1, 1, 1, 1};
   for (int64_t groups = (rows + kRows - 1) / kRows; groups > 0; --groups) {
     const int64_t count = (rows + groups - 1) / groups;  // even groups: a last one of 2 rows starves
-    const T* from[kRows] = {};
-    T* to[kRows] = {};
-    for (int64_t i = 0; i < count; ++i) from[i] = a + i * lda, to[i] = c + i * ldc;
-    for (int64_t k = 0; k < depth; k += kChain) {
-      const Segment segment{k, k, std::min(kChain, depth - k)};
-      gemm(vectors, count, from, &segment, 1, b, to, ones, k == 0 && !add ? zeros : nullptr);
+    switch (vectors) {
+#if PCONV_VECTOR_BYTES == 64
+      case 4:
+        product_rows<T, 4>(count, a, lda, b, depth, c, ldc, add);
+        break;
+      case 3:
+        product_rows<T, 3>(count, a, lda, b, depth, c, ldc, add);
+        break;
+#endif
+      case 2:
+        product_rows<T, 2>(count, a, lda, b, depth, c, ldc, add);
+        break;
+      default:
+        product_rows<T, 1>(count, a, lda, b, depth, c, ldc, add);
     }
     rows -= count;
     a += count * lda;
@@ -165,6 +189,7 @@ template <class T>
 static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
   if constexpr (std::is_same_v<T, float>) {
     const Geometry& g = p.geo;
+    if (algorithm() == Algorithm::direct) return {};
     const auto residue = [&](int64_t k) { return (k + g.sh - 1) / g.sh; };
     if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
     if (g.Og() < 16) return {};
