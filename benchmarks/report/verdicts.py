@@ -133,10 +133,11 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             print(verdict, flush=True)
     networks = [record for record in records if "width" in record]
     layers = [record for record in records if "width" not in record]
-    print("\n".join(["", *text_table(layers), "", *network_table(networks)]))
+    tables = (text_table(layers) if layers else [], network_table(networks) if networks else [])
+    print("\n".join(line for table in tables if table for line in ("", *table)))
     if options.results:
         written = {"machine": here, "records": layers, "networks": networks}
         options.results.write_text(json.dumps(written, indent=1) + "\n")
-    line, code = summary(found)
-    print(line)
+    last, code = summary(found)
+    print(last)
     raise SystemExit(code)
