@@ -13,7 +13,7 @@ import torch
 from names import FORWARD, NAIVE_C, PLAIN, TRAINING
 from operators import LAYERS
 from report.goals import CPU, CPU_AVX2, DIRECTIONS, GPU, against
-from report.verdicts import verdicts
+from report.verdicts import AVX2, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = "c1d3f9b35094e690086298f14d0d19e295c0e74c"
@@ -139,9 +139,12 @@ def test_a_run_with_avx2_is_told_about_that(tmp_path):
     assert "--avx2 is about AVX2, this is AVX512" in run.stderr
 
 
-@pytest.mark.skipif(
+with_avx2 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="this processor has no AVX2"
 )
+
+
+@with_avx2
 def test_avx2_is_what_is_then_measured_with():
     """Of no layer, here."""
     kept = {k: v for k, v in os.environ.items() if k not in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
@@ -149,3 +152,18 @@ def test_avx2_is_what_is_then_measured_with():
     run = subprocess.run(command, capture_output=True, text=True, env=kept)
     assert ", 2 threads, AVX2;" in run.stdout.splitlines()[0], run.stderr
     assert run.returncode == 0
+
+
+CONVOLUTION = """
+import torch
+with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+    torch.conv2d(torch.randn(1, 16, 16, 16), torch.randn(16, 16, 7, 7))
+"""
+
+
+@with_avx2
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_avx2_is_what_the_plain_convolution_then_has():
+    command = [sys.executable, "-c", CONVOLUTION]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **AVX2})
+    assert "isa:Intel AVX2\n" in run.stdout, run.stdout + run.stderr
