@@ -11,6 +11,8 @@ COMMANDS = {
     "run": ("gpu.run", "the network's layers on a GPU, within a deadline; on a CPU pytest does it"),
     "report": ("report.publish", "tables and plots of a run, for the terminal and for the documentation"),
     "goals": ("report.verdicts", "the numbers to reach, of a run or of what is measured now on the CPU"),
+    "against": ("report.against", "an earlier commit beside this version on the CPU, layer by layer"),
+    "sample": ("measure.sample", "one process of `against`"),
     "profile": ("gpu.profile", "where the time of a layer goes on a GPU, kernel by kernel"),
     "sanitize": ("gpu.sanitize", "compute-sanitizer over all operators"),
     "test": ("gpu.tests", "the tests that concern a GPU, within a deadline"),

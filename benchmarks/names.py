@@ -7,5 +7,6 @@ PLAIN = "plain convolution"
 HYBRID = "hybrid of dense convolutions"
 GPU_BACKENDS = ("triton", "cuda")  # in the order of "auto"
 FORWARD, TRAINING = "forward", "forward + backward"
+STEP = "training step"  # of the whole network
 #: A commit with uncommitted changes ends so; one that cannot be told is called so.
 DIRTY, UNKNOWN = "-dirty", "unknown"

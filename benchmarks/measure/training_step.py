@@ -1,6 +1,7 @@
 """A training step of the whole network, on our operators and on the naive forms: time and peak memory.
 
-Forward, the pixel losses, backward and Adam. VGG-16, whose share is the same for all, is left out.
+Forward, the pixel losses, backward and Adam, which all forms share. VGG-16, whose share is the same for all,
+is left out; kernels of ones are made before.
 """
 
 from __future__ import annotations
@@ -42,31 +43,44 @@ class Case:
         return f"network{self.width}-trainingstep"
 
 
-def naive_forward(net: InpaintingNet, image: Tensor, plane: Tensor, multi_channel: bool) -> Tensor:
+def kernels_of_ones(net: InpaintingNet, multi_channel: bool) -> list[list[Tensor]]:
+    """What the naive forms count masks with: for each stage one of each of its kernels."""
+
+    def ones(weight: Tensor) -> Tensor:
+        return torch.ones_like(weight if multi_channel else weight[:1, :1], requires_grad=False)
+
+    stages = [stage.conv for stage in (*net.encoder, *net.decoder)]
+    return [
+        [ones(part.weight) for part in (conv.branches if isinstance(conv, MSFEF) else [conv])]
+        for conv in stages
+    ]
+
+
+def naive_forward(
+    net: InpaintingNet, image: Tensor, plane: Tensor, multi_channel: bool, ones: list[list[Tensor]]
+) -> Tensor:
     """The network as everybody writes it; masks of C channels where skips are concatenated, or of one."""
     upcat = naive_upcat_c if multi_channel else naive_upcat_1
 
     def spread(mask: Tensor, x: Tensor) -> Tensor:
         return mask.expand_as(x) if multi_channel else mask
 
-    def ones(weight: Tensor) -> Tensor:
-        return torch.ones_like(weight if multi_channel else weight[:1, :1], requires_grad=False)
-
     x, mask, skips = image, spread(plane, image), []
-    for stage in net.encoder:
+    encoder, decoder = ones[: len(net.encoder)], ones[len(net.encoder) :]
+    for stage, of_stage in zip(net.encoder, encoder, strict=True):
         skips.append((x, mask))
         conv = stage.conv
         if isinstance(conv, MSFEF):
             weights, biases = ([getattr(b, name) for b in conv.branches] for name in ("weight", "bias"))
-            out, mask = naive_msfef(x, mask, weights, biases, conv.scales, 2, *map(ones, weights))
+            out, mask = naive_msfef(x, mask, weights, biases, conv.scales, 2, *of_stage)
         else:
             weight, padding = conv.weight, conv.weight.shape[-1] // 2
-            out, mask = naive_partial_conv2d(x, mask, weight, conv.bias, 2, padding, ones(weight))
+            out, mask = naive_partial_conv2d(x, mask, weight, conv.bias, 2, padding, *of_stage)
         x = stage.activation(stage.norm(out))
-    for stage in net.decoder:
+    for stage, of_stage in zip(net.decoder, decoder, strict=True):
         skip, mask_skip = skips.pop()
         weight, bias = stage.conv.weight, stage.conv.bias
-        out, mask = upcat(x, mask, skip, mask_skip, weight, bias, ones(weight))
+        out, mask = upcat(x, mask, skip, mask_skip, weight, bias, *of_stage)
         x = stage.activation(stage.norm(out))
     return x
 
@@ -100,12 +114,15 @@ def forms(net: InpaintingNet, image: Tensor, mask: Tensor, settings: Settings, c
         return forward
 
     made = [form(name, ours(name)) for name in dict.fromkeys([*our_backends(settings.device), "reference"])]
-    for name, multi_channel in ((NAIVE_C, True), (NAIVE_1, False)):
-        made.append(form(name, lambda many=multi_channel: naive_forward(net, image, plane, many)))
+
+    def naive(multi_channel: bool) -> Callable[[], Tensor]:
+        ones = kernels_of_ones(net, multi_channel)
+        return lambda: naive_forward(net, image, plane, multi_channel, ones)
+
+    made += [form(NAIVE_C, naive(True)), form(NAIVE_1, naive(False))]
     if compiled:
         torch.compiler.reset()
-        fused = torch.compile(lambda: naive_forward(net, image, plane, False), dynamic=False)
-        made.append(form(COMPILED, fused))
+        made.append(form(COMPILED, torch.compile(naive(False), dynamic=False)))
     return made
 
 

@@ -1,16 +1,17 @@
-"""All numbers to reach: on a CPU, on a GPU, and in a training step of the whole network."""
+"""All numbers to reach: on a CPU, also against an earlier commit, and on a GPU, the whole network's too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from names import COMPILED, FORWARD, GPU_BACKENDS, NAIVE_1, NAIVE_C, PLAIN, TRAINING
+from names import COMPILED, FORWARD, GPU_BACKENDS, NAIVE_1, NAIVE_C, PLAIN, STEP, TRAINING
 from operators import LAYERS, msfef, upcat_partial_conv2d
 from pconv_ext._backends import measured
-from report.records import Record, measured_call, peak_mb, ratio
+from report.records import Record, case_of, measured_call, over_earlier, peak_mb, ratio
 
 DIRECTIONS = (FORWARD, TRAINING)
+NETWORK = "network64"  # the paper's width
 MSFEF = tuple(layer.name for layer in msfef.LAYERS)
 DECODER = tuple(layer.name for layer in upcat_partial_conv2d.LAYERS)
 EDGES = (MSFEF[0], DECODER[-1])  # 3 channels in, 3 out
@@ -36,6 +37,10 @@ class Goal:
         several = numbers[direction]
         return several[self.layers.index(layer)] if len(several) > 1 else several[0]
 
+    def is_of(self, record: Record) -> bool:
+        layer, direction = case_of(record)
+        return layer in self.layers and direction in self.bars
+
     def reached(self, direction: str, layer: str, value: float) -> bool:
         bar = self.of(self.bars, direction, layer)
         return value <= bar if self.at_most else value >= bar
@@ -47,6 +52,11 @@ def faster_than(form: str) -> Value:
 
 def over_plain(record: Record, ours: str) -> float | None:
     return ratio(record, ours, PLAIN)
+
+
+def over_commit(record: Record, ours: str) -> float | None:
+    """Of a record of `python benchmarks against`."""
+    return over_earlier(record)
 
 
 def over_peak_of(form: str) -> Value:
@@ -93,9 +103,9 @@ CPU = [
         "time over a plain 7x7 convolution",
         MSFEF,
         over_plain,
-        {FORWARD: (1.8, 1.35, 1.35, 1.5), TRAINING: (1.9, 1.3, 1.3, 1.5)},
+        {FORWARD: (1.1, 0.5, 0.6, 0.8), TRAINING: (1.25, 0.5, 0.65, 0.85)},
         at_most=True,
-        aims={FORWARD: (1.4, 1.1, 1.1, 1.25), TRAINING: (1.6, 1.1, 1.1, 1.3)},
+        aims={FORWARD: (1.1, 0.37, 0.45, 0.55), TRAINING: (1.25, 0.37, 0.5, 0.6)},
     ),
     Goal(
         "peak over naive, C-channel mask",
@@ -117,7 +127,48 @@ CPU = [
         faster_than(NAIVE_1),
         {FORWARD: (1.0,), TRAINING: (1.0,)},
     ),
+    Goal(
+        "faster than naive, C-channel mask",
+        (NETWORK,),
+        faster_than(NAIVE_C),
+        {STEP: (5.0,)},
+        aims={STEP: (7.0,)},
+    ),
 ]
+
+#: The same where both we and the plain convolution have AVX2 at most.
+CPU_AVX2 = [
+    Goal(
+        "time over a plain 7x7 convolution",
+        MSFEF[1:],
+        over_plain,
+        {FORWARD: (0.75,), TRAINING: (0.75,)},
+        at_most=True,
+    ),
+]
+
+#: The last commit before the CPU's Winograd products.
+BEFORE_WINOGRAD = "c1d3f9b"
+GAINING = DECODER[3:7]  # upcat12-15, whose time over the plain convolution is to fall
+
+
+def against(commit: str) -> list[Goal]:
+    """Of the time over the plain convolution, now over that at `commit`, a full hash: nothing gets slower."""
+    gaining = GAINING if commit.startswith(BEFORE_WINOGRAD) else ()
+    others = tuple(name for name in LAYERS if name not in gaining)
+    what = "time over that at the commit"
+    return [
+        Goal(
+            what,
+            gaining,
+            over_commit,
+            {FORWARD: (0.7,), TRAINING: (0.7,)},
+            at_most=True,
+            aims={FORWARD: (0.55,), TRAINING: (0.55,)},
+        ),
+        Goal(what, others, over_commit, {FORWARD: (1.03,), TRAINING: (1.03,)}, at_most=True),
+    ]
+
 
 GPU = [
     Goal(

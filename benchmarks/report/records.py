@@ -6,9 +6,16 @@ import math
 import statistics
 from typing import Any
 
-from names import DIRTY, PLAIN, UNKNOWN
+from names import DIRTY, PLAIN, STEP, UNKNOWN
 
 Record = dict[str, Any]
+
+
+def case_of(record: Record) -> tuple[str, str]:
+    """Layer and direction; of a training step of the network its width stands for a layer."""
+    return (
+        (f"network{record['width']}", STEP) if "width" in record else (record["layer"], record["direction"])
+    )
 
 
 def samples(record: Record, form: str) -> list[float]:
@@ -31,12 +38,27 @@ def ratio(record: Record, numerator: str, denominator: str) -> float | None:
 
 
 def spread(record: Record, ours: str) -> float:
-    """Interquartile range over median of the ratio to the plain convolution: how far its rounds disagree."""
-    values = ratios(record, ours, PLAIN)
+    """How far the rounds disagree about the ratio to the plain convolution."""
+    return spread_of(ratios(record, ours, PLAIN))
+
+
+def spread_of(values: list[float]) -> float:
+    """Interquartile range over median; 0 of fewer than two values."""
     if len(values) < 2:
         return 0.0
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / median
+
+
+def over_earlier(record: Record) -> float | None:
+    """Of a comparison with an earlier commit: the median of its rounds' ratios."""
+    values = earlier_ratios(record)
+    return statistics.median(values) if values else None
+
+
+def earlier_ratios(record: Record) -> list[float]:
+    """Of each round, in their order: time over the plain convolution now over that at the earlier commit."""
+    return [new / old for old, new in zip(record["old"], record["new"], strict=True)]
 
 
 def peak_mb(record: Record, form: str) -> float | None:

@@ -68,7 +68,7 @@ def test_goals_of_a_stored_run(tmp_path, ours_ms, code, verdict):
     record["forms"]["cpu"]["samples_ms"] = [ours_ms] * 3
     record["forms"]["naive, 1-channel mask"]["samples_ms"] = [1.5] * 3
     run = tmp_path / "run.json"
-    run.write_text(json.dumps(content | {"records": [record]}))
+    run.write_text(json.dumps(content | {"records": [record], "networks": []}))
     command = [sys.executable, ROOT / "benchmarks", "goals", run]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == code, process.stderr
