@@ -145,7 +145,7 @@ class Forward {
         g_(p.geo),
         bias_(bias),
         out_(out),
-        limit_(w ? w->f->limit : T(0)),
+        limit_(w ? kRatioLimit<T> : T(0)),
         threads_(thread_count()),
         views_(make_views(p, w ? w->m : 1)),
         passes_(make_passes(p, views_, true)),

@@ -201,7 +201,7 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
                            const std::vector<T*>& grad_weights, const std::vector<T*>& grad_scales,
                            T* grad_sum) {
   const Geometry& g = p.geo;
-  const T limit = w ? w->f->limit : T(0);
+  const T limit = w ? kRatioLimit<T> : T(0);
   const std::vector<View> views = make_views(p, w ? w->m : 1);
   std::vector<Pass> passes = make_passes(p, views, true);
   if (w) {

@@ -94,7 +94,7 @@ static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment
 
 // Sums for Winograd's transforms, which amplify rounding errors: chains of kChain products, chains added up in
 // runs of kRun products, runs in C. The error of one long chain would grow with its length.
-constexpr int64_t kChain = 16, kRun = 128;
+constexpr int64_t kChain = 32, kRun = 256;
 
 // Adds the chain in `acc` to the run in `sums`.
 template <class T, int NV, int MR>
@@ -119,32 +119,88 @@ PCONV_INLINE void close_run(const T* sums, T* c, int64_t ldc, bool first) {
     }
 }
 
-// C [MR][NV vectors] (=|+=) A [MR][depth] B [depth][NV vectors], rows of A `lda` and of C `ldc` apart.
+// An operand: entries between its rows (of A) and between the steps of the reduction.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t row, step;
+};
+
+// C [MR][NV vectors] (=|+=) A [MR][depth] B [depth][NV vectors], rows of C `ldc` apart.
 template <class T, int NV, int MR>
-static __attribute__((noinline)) void product_tile(const T* a, int64_t lda, const T* b, int64_t depth, T* c,
-                                                   int64_t ldc, bool add) {
+static __attribute__((noinline)) void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
+                                                   bool add) {
   constexpr int64_t L = kLanes<T>;
   T sums[MR * NV * L];
+  const T* row[MR];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) row[r] = a.data + r * a.row;
+  const T* p = b.data;
   for (int64_t run = 0; run < depth; run += kRun) {
     const int64_t end = run + kRun < depth ? run + kRun : depth;
-    for (int64_t k = run; k < end;) {
-      const int64_t stop = k + kChain < end ? k + kChain : end;
-      const bool first = k == run;
+    for (int64_t k = run; k < end; k += kChain) {
+      const int64_t chain = k + kChain < end ? kChain : end - k;
       Vec<T> acc[MR][NV] = {};
-      for (; k < stop; ++k) {
+      for (int64_t i = 0, at = 0; i < chain; ++i, at += a.step, p += b.step) {
         Vec<T> bv[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) bv[v] = load(b + (k * NV + v) * L);
+        for (int v = 0; v < NV; ++v) bv[v] = load(p + v * L);
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
-          const T x = a[r * lda + k];
+          const T x = row[r][at];
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
         }
       }
-      close_chain<T, NV, MR>(acc, sums, first);
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) row[r] += chain * a.step;
+      close_chain<T, NV, MR>(acc, sums, k == run);
     }
     close_run<T, NV, MR>(sums, c, ldc, run == 0 && !add);
+  }
+}
+
+template <class T, int NV>
+static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add) {
+  switch (rows) {
+    case 6:
+      return product_tile<T, NV, 6>(a, b, depth, c, ldc, add);
+    case 5:
+      return product_tile<T, NV, 5>(a, b, depth, c, ldc, add);
+    case 4:
+      return product_tile<T, NV, 4>(a, b, depth, c, ldc, add);
+    case 3:
+      return product_tile<T, NV, 3>(a, b, depth, c, ldc, add);
+    case 2:
+      return product_tile<T, NV, 2>(a, b, depth, c, ldc, add);
+    default:
+      return product_tile<T, NV, 1>(a, b, depth, c, ldc, add);
+  }
+}
+// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
+template <class T>
+static void product(int64_t vectors, int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
+                    bool add) {
+  for (int64_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
+    const int64_t count = (rows + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
+    switch (vectors) {
+#if PCONV_VECTOR_BYTES == 64
+      case 4:
+        product_rows<T, 4>(count, a, b, depth, c, ldc, add);
+        break;
+      case 3:
+        product_rows<T, 3>(count, a, b, depth, c, ldc, add);
+        break;
+#endif
+      case 2:
+        product_rows<T, 2>(count, a, b, depth, c, ldc, add);
+        break;
+      default:
+        product_rows<T, 1>(count, a, b, depth, c, ldc, add);
+    }
+    rows -= count;
+    a.data += count * a.row;
+    c += count * ldc;
   }
 }
 

@@ -83,51 +83,6 @@ struct Winograd {
   int64_t meeting(int64_t point, bool shorter) const { return stride - (shorter && point == n - 1); }
 };
 
-template <class T, int NV>
-static void product_rows(int64_t rows, const T* a, int64_t lda, const T* b, int64_t depth, T* c, int64_t ldc,
-                         bool add) {
-  switch (rows) {
-    case 6:
-      return product_tile<T, NV, 6>(a, lda, b, depth, c, ldc, add);
-    case 5:
-      return product_tile<T, NV, 5>(a, lda, b, depth, c, ldc, add);
-    case 4:
-      return product_tile<T, NV, 4>(a, lda, b, depth, c, ldc, add);
-    case 3:
-      return product_tile<T, NV, 3>(a, lda, b, depth, c, ldc, add);
-    case 2:
-      return product_tile<T, NV, 2>(a, lda, b, depth, c, ldc, add);
-    default:
-      return product_tile<T, NV, 1>(a, lda, b, depth, c, ldc, add);
-  }
-}
-// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
-template <class T>
-static void product(int64_t vectors, int64_t rows, const T* a, int64_t lda, const T* b, int64_t depth, T* c,
-                    int64_t ldc, bool add) {
-  for (int64_t groups = (rows + kRows - 1) / kRows; groups > 0; --groups) {
-    const int64_t count = (rows + groups - 1) / groups;  // even groups: a last one of 2 rows starves
-    switch (vectors) {
-#if PCONV_VECTOR_BYTES == 64
-      case 4:
-        product_rows<T, 4>(count, a, lda, b, depth, c, ldc, add);
-        break;
-      case 3:
-        product_rows<T, 3>(count, a, lda, b, depth, c, ldc, add);
-        break;
-#endif
-      case 2:
-        product_rows<T, 2>(count, a, lda, b, depth, c, ldc, add);
-        break;
-      default:
-        product_rows<T, 1>(count, a, lda, b, depth, c, ldc, add);
-    }
-    rows -= count;
-    a += count * lda;
-    c += count * ldc;
-  }
-}
-
 // Whether all values are finite and so small that no transform overflows: they grow less than 2^20-fold.
 template <class T>
 static bool moderate(const T* x, int64_t n) {
@@ -180,8 +135,8 @@ static int64_t odd_lines(int64_t entries) {
 }
 
 static constexpr WinogradTransforms<float> kWinogradFloat[] = {
-    winograd_transforms<float, 4, 2>(4), winograd_transforms<float, 4, 3>(4), winograd_transforms<float, 4, 4>(4),
-    winograd_transforms<float, 2, 2>(4), winograd_transforms<float, 2, 3>(4), winograd_transforms<float, 2, 4>(4),
+    winograd_transforms<float, 4, 2>(), winograd_transforms<float, 4, 3>(), winograd_transforms<float, 4, 4>(),
+    winograd_transforms<float, 2, 2>(), winograd_transforms<float, 2, 3>(), winograd_transforms<float, 2, 4>(),
 };
 
 // The cheapest way to cover a convolution, if there is one that beats the direct form.

@@ -83,9 +83,9 @@ class WinogradForward {
     const WinogradChunk& c = input_.chunks[chunk];
     const int64_t columns = panel.vectors * kLanes<T>, pad = kWinogradRowPad;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
-      product(panel.vectors, tiles, data + input_.place(panel.group, c, q), input_.tile_size,
-              packed + w_.frequency_offset(q, c.padded, pad) * columns, w_.blocks_of(q) * c.padded,
-              products + q * columns, product_size_, chunk > 0);
+      product<T>(panel.vectors, tiles, {data + input_.place(panel.group, c, q), input_.tile_size, 1},
+                 {packed + w_.frequency_offset(q, c.padded, pad) * columns, 0, columns},
+                 w_.blocks_of(q) * c.padded, products + q * columns, product_size_, chunk > 0);
   }
   // results [pixels of the band and one more, columns] of the tiles' pixels: init + factor * product.
   void finish(const Panel& panel, const Band& band, const std::vector<WinogradTile>& tiles,
@@ -108,7 +108,7 @@ class WinogradForward {
   }
 
  private:
-  static constexpr int64_t kPackedBytes = 704 << 10;  // of a packed chunk, in the second cache
+  static constexpr int64_t kPackedBytes = 1408 << 10;  // of a packed chunk, in the second cache
 
   const Problem<T>& p_;
   const Winograd<T>& w_;

@@ -121,9 +121,9 @@ class WinogradGradInput {
     data += panel.group * group_size_ + c.place;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k)
-        product(panel.vectors, tiles, data + q * (c.padded + kLanes<T>), tile_size_,
-                packed + (w_.frequency_offset(q, c.padded, kRowPad) + k * c.padded) * columns, c.padded,
-                products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
+        product<T>(panel.vectors, tiles, {data + q * (c.padded + kLanes<T>), tile_size_, 1},
+                   {packed + (w_.frequency_offset(q, c.padded, kRowPad) + k * c.padded) * columns, 0, columns},
+                   c.padded, products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
   }
   // Adds the tiles' results to results [pixels and one more, columns].
   void finish(const Panel& panel, const std::vector<GradientTile<T>>& tiles, const T* products, int64_t pixels,

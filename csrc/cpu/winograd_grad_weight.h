@@ -51,9 +51,6 @@ class WinogradGradWeight {
     tiles_ = tiles.size();
     data_ = memory;
     gradients_ = memory + tiles_ * input_.tile_size;
-    pairs_.clear();
-    for (int64_t t = 0; t < tiles_; ++t)
-      pairs_.push_back({static_cast<int32_t>(t * input_.tile_size), static_cast<int32_t>(t * w_.frequencies())});
     parallel(tiles_, [&](int64_t t, int64_t) {
       input_.load(features, tiles[t], data_ + t * input_.tile_size);
       for (const Panel& panel : panels_.list) {
@@ -75,19 +72,13 @@ class WinogradGradWeight {
   void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
     const WinogradChunk& c = input_.chunks[chunk];
     const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
-    std::fill_n(sums, w_.size(c.padded, kWinogradRowPad) * columns, T(0));
     const T* gradients = gradients_ + tiles_ * w_.frequencies() * panel.column;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
         const T* data = data_ + input_.place(panel.group, c, q) + k * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
-        for (int64_t m = 0, groups = (c.size + kRows - 1) / kRows; groups > 0; --groups) {
-          const int64_t rows = (c.size - m + groups - 1) / groups;
-          for (int64_t t = 0; t < tiles_; t += kChain)
-            outer(panel.vectors, rows, data + m, pairs_.data() + t, std::min(kChain, tiles_ - t),
-                  gradients + q * columns, out + m * columns, columns);
-          m += rows;
-        }
+        product<T>(panel.vectors, c.size, {data, 1, input_.tile_size},
+                   {gradients + q * columns, 0, w_.frequencies() * columns}, tiles_, out, columns, false);
       }
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
@@ -108,7 +99,6 @@ class WinogradGradWeight {
   WinogradInput<T> input_;
   int64_t gradient_size_, tiles_ = 0;
   T *data_ = nullptr, *gradients_ = nullptr;
-  std::vector<PixelPair> pairs_;
 };
 
 }  // namespace

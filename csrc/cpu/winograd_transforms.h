@@ -108,7 +108,6 @@ struct WinogradTransforms {
   using Scaled = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to,
                           const T* scale, const T* init);
   int64_t m, r;
-  T limit;                       // of a ratio that amplifies the error of a product
   Transform inputs[2][2];        // n x n pixels to frequencies
   Transform weights[2][2];       // r x r taps to frequencies
   Scaled outputs[2][2];          // frequencies to m x m results
@@ -117,7 +116,7 @@ struct WinogradTransforms {
 };
 
 template <class T, int M, int R>
-static constexpr WinogradTransforms<T> winograd_transforms(T limit) {
+static constexpr WinogradTransforms<T> winograd_transforms() {
   using F = CookToom<M, R>;
   constexpr int n = F::n;
   using B1 = Map<F::B, n, n>;
@@ -131,7 +130,6 @@ static constexpr WinogradTransforms<T> winograd_transforms(T limit) {
   using AT = Map<F::A, n, M>;
   return {M,
           R,
-          limit,
           {{transform<B1, B1, T>, transform<B1, B0, T>}, {transform<B0, B1, T>, transform<B0, B0, T>}},
           {{transform<G1, G1, T>, transform<G1, G0, T>}, {transform<G0, G1, T>, transform<G0, G0, T>}},
           {{transform_scaled<A1, A1, T>, transform_scaled<A1, A0, T>},
