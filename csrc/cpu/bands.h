@@ -121,14 +121,6 @@ struct FeatureBand {
   }
   // Chunk that begins with channel c of the source.
   int64_t channel_offset(int64_t c) const { return c / chunk * plane; }
-  // body(offset, done, count) for the runs of channels of [c, c + n), each in one chunk.
-  template <class F>
-  void each_run(int64_t c, int64_t n, const F& body) const {
-    for (int64_t done = 0, count; done < n; done += count) {
-      count = std::min(n - done, chunk - (c + done) % chunk);
-      body(channel_offset(c + done) + (c + done) % chunk, done, count);
-    }
-  }
 
   // Padded row i of slice s.
   void load_row(const Problem<T>& p, size_t s, int64_t i, std::vector<T>& scratch) const {

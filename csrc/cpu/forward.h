@@ -129,7 +129,7 @@ struct ForwardRows {
                      [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
     for (const Mixed& m : mixed)
       for (size_t k = 0; k < list.size(); ++k) {
-        const T scale = m.ratios.scale(list[k], true);
+        const T scale = m.ratios.scale(list[k]);
         if (scale != T(0)) add(k, m.slice, m.oh, m.ow, m.pixel, scale, m.bits);
       }
     for (size_t k = 0; k < list.size(); ++k) passes[k].close(taps[k]);
@@ -148,17 +148,20 @@ class Forward {
         limit_(w ? kRatioLimit<T> : T(0)),
         threads_(thread_count()),
         views_(make_views(p, w ? w->m : 1)),
-        passes_(make_passes(p, views_, true)),
+        passes_(make_passes(p, views_)),
         panels_(make_panels<T>(g_.groups, g_.Og())),
         split_panels_(weights_outweigh(w)),
-        layout_(passes_, views_, !split_panels_, w ? kLanes<T> : 1) {
+        chunk_(channels_at_once(w)),
+        layout_(passes_, chunk_, !split_panels_) {
     if (w) {
-      dense_.emplace(p, *w, views_, take_dense_passes(passes_, any_ratio_above(p, limit_)), layout_.chunk,
-                     split_panels_);
-      layout_ = Layout(passes_, views_, !split_panels_, kLanes<T>);
+      dense_passes_ = take_dense_passes(passes_, any_ratio_above(p, limit_));
+      layout_ = Layout(passes_, chunk_, !split_panels_);
+      dense_.emplace(p, *w, views_, chunk_);
     }
     for (const Pass& pass : passes_)
-      taps_.push_back(forward_taps(views_[pass.source], pass, layout_.chunk[pass.source]));
+      taps_.push_back(forward_taps(views_[pass.source], pass, chunk_[pass.source]));
+    for (size_t source = 0; source < views_.size(); ++source)
+      for (int64_t c = 0; c < views_[source].g.Cg(); c += chunk_[source]) chunks_.push_back({source, c});
   }
 
   // False, and an output that is not whole, where a value is too large for Winograd's products.
@@ -177,10 +180,18 @@ class Forward {
   }
 
  private:
+  struct Chunk {
+    size_t source;
+    int64_t c;
+  };
   struct LoadedBand {
     std::vector<FeatureBand<T>> features;
     ForwardRows<T> rows;
     std::vector<WinogradTile> tiles;
+  };
+  // Packed weights of one chunk and panel.
+  struct Packed {
+    T *direct, *winograd;
   };
 
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared
@@ -192,6 +203,12 @@ class Forward {
            row_bytes() * g_.N * g_.Ho;
   }
   int64_t row_bytes() const { return (g_.sh * g_.Wp * g_.C + g_.Wo * kPanel<T>)*sizeof(T); }
+  std::vector<int64_t> channels_at_once(const Winograd<T>* w) const {
+    std::vector<int64_t> chunk;
+    for (const View& v : views_)
+      chunk.push_back(!split_panels_ ? v.g.Cg() : w ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes) : channel_chunk(v.g.Cg()));
+    return chunk;
+  }
   int64_t band_rows_at_once() const {
     if (dense_) return dense_->rows_per_band(split_panels_, threads_);
     return split_panels_ ? rows_per_band(kSharedBandBytes, row_bytes(), g_.N * g_.Ho, 1)
@@ -199,7 +216,7 @@ class Forward {
   }
 
   LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {
-    std::vector<FeatureBand<T>> features = make_features(p_, views_, band, layout_.chunk, memory);
+    std::vector<FeatureBand<T>> features = make_features(p_, views_, band, chunk_, memory);
     for (const FeatureBand<T>& source : features) load_features(p_, source, threads);
     if (dense_ && !moderate(memory, features_size<T>(views_, band))) moderate_ = false;
     ForwardRows<T> rows(p_, passes_, taps_, band, features, limit_);
@@ -212,110 +229,107 @@ class Forward {
     }
     return loaded;
   }
-  // One chunk of channels of one source, of one panel.
-  void pack(const Panel& panel, size_t source, int64_t c, PackScratch<T>& scratch, T* dst) const {
-    for (size_t k = 0; k < passes_.size(); ++k)
-      if (passes_[k].source == source)
-        pack_forward(p_, passes_[k], panel, views_[source].channel + c, layout_.chunk[source], scratch,
-                     dst + layout_.row[k] * panel.vectors * kLanes<T>);
+  void pack(const Panel& panel, size_t chunk, Packed to, T* merged, PackScratch<T>& scratch) {
+    const Chunk& at = chunks_[chunk];
+    const int64_t columns = panel.vectors * kLanes<T>, size = chunk_[at.source];
+    const int64_t step = dense_ ? kMergedChannels : size;
+    for (int64_t c = 0; c < size; c += step) {
+      const int64_t count = std::min(step, size - c);
+      std::vector<PackTarget<T>> targets;
+      if (dense_) targets.push_back({dense_passes_[at.source].placements, merged, count});
+      for (size_t k = 0; k < passes_.size(); ++k)
+        if (passes_[k].source == at.source)
+          targets.push_back({passes_[k].placements, to.direct + (layout_.row[k] + c) * columns, size});
+      pack_forward(p_, targets, panel, views_[at.source].channel + at.c + c, count, scratch);
+      if (dense_ && !dense_->pack(panel, dense_->chunks()[chunk], c, count, merged, to.winograd))
+        moderate_ = false;
+    }
   }
-  void multiply(const LoadedBand& band, const Panel& panel, size_t source, int64_t c, const T* b,
-                const T* init, T* results) const {
+  void start(const Panel& panel, T* results) const {
+    T init[kPanel<T>] = {};
+    if (bias_) std::copy_n(bias_ + panel.group * g_.Og() + panel.first, panel.width, init);
     const int64_t columns = panel.vectors * kLanes<T>;
-    for (size_t k = 0; k < passes_.size(); ++k)
-      if (passes_[k].source == source)
-        band.rows.passes[k].multiply(
-            panel, band.features[source].channel_offset(panel.group * views_[source].g.Cg() + c),
-            b + layout_.row[k] * columns, results, passes_[k].starts && c == 0 ? init : nullptr);
+    for (int64_t pixel = 0; pixel <= pixels_; ++pixel) std::copy_n(init, columns, results + pixel * columns);
   }
-  void write(const Band& band, const ForwardRows<T>& rows, const Panel& panel, T* results,
-             std::vector<T>& scratch) const {
+  void multiply(const LoadedBand& band, const Panel& panel, size_t chunk, Packed from, const T* operand,
+                T* products, T* results) const {
+    const Chunk& at = chunks_[chunk];
+    if (dense_)
+      dense_->multiply(panel, dense_->chunks()[chunk], band.tiles.size(), operand, from.winograd, products);
+    const int64_t offset =
+        band.features[at.source].channel_offset(panel.group * views_[at.source].g.Cg() + at.c);
+    for (size_t k = 0; k < passes_.size(); ++k)
+      if (passes_[k].source == at.source)
+        band.rows.passes[k].multiply(panel, offset,
+                                     from.direct + layout_.row[k] * panel.vectors * kLanes<T>, results);
+  }
+  void finish(const Band& band, const LoadedBand& loaded, const Panel& panel, const T* products, T* results,
+              std::vector<T>& scratch) const {
     const int64_t columns = panel.vectors * kLanes<T>;
-    for (int32_t pixel : rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
+    if (dense_) dense_->finish(panel, band, loaded.tiles, loaded.rows.factor, products, results);
+    for (int32_t pixel : loaded.rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (const Slice& s : band) {
       write_panel(p_.dtype, results, columns, panel.width, out_, g_.O, g_.Ho, g_.Wo, s,
                   panel.group * g_.Og() + panel.first, scratch);
       results += s.rows() * g_.Wo * columns;
     }
   }
-  struct Init {
-    T of[kPanel<T>] = {};
-    Init(const Forward& f, const Panel& panel) {
-      if (f.bias_) std::copy_n(f.bias_ + panel.group * f.g_.Og() + panel.first, panel.width, of);
-    }
-  };
   int64_t result_size() const { return (pixels_ + 1) * kPanel<T>; }
   int64_t operand_size() const { return dense_ ? tiles_ * dense_->tile_size() : 0; }
   int64_t product_size() const { return dense_ ? tiles_ * dense_->product_size() : 0; }
+  int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
 
   void run_shared(const Band& band) {
-    const int64_t merged = dense_ ? dense_->merged_size() : 0;
-    const int64_t packed = std::max(layout_.rows, dense_ ? dense_->largest_rows() : 0) * kPanel<T>;
-    const int64_t own_size = result_size() + merged + packed + product_size();
+    const int64_t direct_size = layout_.rows * kPanel<T>;
+    const int64_t winograd_size = dense_ ? dense_->largest_rows() * kPanel<T> : 0;
+    const int64_t own_size = result_size() + merged_size() + direct_size + winograd_size + product_size();
     const Buffer shared = allocate((feature_size_ + operand_size()) * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
     T* const operand = as<T>(shared) + feature_size_;
     const LoadedBand loaded = load(band, as<T>(shared), operand, true);
     parallel(panels_.list.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
-      const Panel& panel = panels_.list[i];
       PackScratch<T> scratch;
-      const Init init(*this, panel);
       T* results = as<T>(own) + thread * own_size;
-      T *b = results + result_size(), *merged_weights = b + packed, *products = merged_weights + merged;
-      if (dense_) {
-        for (size_t c = 0; c < dense_->chunks(); ++c) {
-          if (!dense_->pack(panel, c, scratch, merged_weights, b)) moderate_ = false;
-          dense_->multiply(panel, c, loaded.tiles.size(), operand, b, products);
-        }
-        dense_->finish(panel, band, loaded.tiles, loaded.rows.factor, products, init.of, results);
+      T *merged = results + result_size(), *direct = merged + merged_size();
+      T *winograd = direct + direct_size, *products = winograd + winograd_size;
+      start(panels_.list[i], results);
+      for (size_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+        pack(panels_.list[i], chunk, {direct, winograd}, merged, scratch);
+        multiply(loaded, panels_.list[i], chunk, {direct, winograd}, operand, products, results);
       }
-      for (size_t source = 0; source < views_.size(); ++source)
-        for (int64_t c = 0; c < views_[source].g.Cg(); c += layout_.chunk[source]) {
-          pack(panel, source, c, scratch, b);
-          multiply(loaded, panel, source, c, b, init.of, results);
-        }
-      write(band, loaded.rows, panel, results, scratch.block);
+      finish(band, loaded, panels_.list[i], products, results, scratch.block);
     });
   }
 
   void run_own(const std::vector<Band>& bands) {
-    const int64_t dense_rows = dense_ ? dense_->rows() : 0, merged = dense_ ? dense_->merged_size() : 0;
     const int64_t own_size =
-        result_size() + feature_size_ + operand_size() + std::max(product_size(), merged);
-    const Buffer shared = allocate((layout_.rows + dense_rows) * panels_.columns * sizeof(T));
+        result_size() + feature_size_ + operand_size() + std::max(product_size(), merged_size());
+    const Buffer shared =
+        allocate((layout_.rows + (dense_ ? dense_->rows() : 0)) * panels_.columns * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
-    T* const dense_weights = as<T>(shared) + layout_.rows * panels_.columns;
-    const auto weights = [&](const Panel& panel) { return as<T>(shared) + layout_.rows * panel.column; };
-    const int64_t dense_chunks = dense_ ? dense_->chunks() : 0, tasks = dense_chunks + 1;
-    parallel(panels_.list.size() * tasks, [&](int64_t i, int64_t thread) {
-      const Panel& panel = panels_.list[i / tasks];
+    const auto packed = [&](const Panel& panel, size_t chunk) -> Packed {
+      T* const winograd = as<T>(shared) + layout_.rows * panels_.columns;
+      return {as<T>(shared) + layout_.rows * panel.column,
+              dense_ ? dense_->part(panel, dense_->chunks()[chunk], winograd) : nullptr};
+    };
+    parallel(panels_.list.size() * chunks_.size(), [&](int64_t i, int64_t thread) {
+      const Panel& panel = panels_.list[i / chunks_.size()];
       PackScratch<T> scratch;
-      if (i % tasks < dense_chunks) {
-        if (!dense_->pack(panel, i % tasks, scratch, as<T>(own) + thread * own_size,
-                          dense_->part(panel, i % tasks, dense_weights)))
-          moderate_ = false;
-        return;
-      }
-      for (size_t source = 0; source < views_.size(); ++source) pack(panel, source, 0, scratch, weights(panel));
+      pack(panel, i % chunks_.size(), packed(panel, i % chunks_.size()), as<T>(own) + thread * own_size, scratch);
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
       T* results = as<T>(own) + thread * own_size;
-      T *memory = results + result_size(), *operand = memory + feature_size_, *products = operand + operand_size();
+      T *memory = results + result_size(), *operand = memory + feature_size_;
+      T* products = operand + operand_size();
       std::vector<T> scratch;
       const LoadedBand loaded = load(bands[i], memory, operand, false);
       for (const Panel& panel : panels_.list) {
-        const Init init(*this, panel);
-        if (dense_) {
-          for (size_t c = 0; c < dense_->chunks(); ++c)
-            dense_->multiply(panel, c, loaded.tiles.size(), operand, dense_->part(panel, c, dense_weights),
-                             products);
-          dense_->finish(panel, bands[i], loaded.tiles, loaded.rows.factor, products, init.of, results);
-        }
-        for (size_t source = 0; source < views_.size(); ++source)
-          multiply(loaded, panel, source, 0, weights(panel), init.of, results);
-        write(bands[i], loaded.rows, panel, results, scratch);
+        start(panel, results);
+        for (size_t chunk = 0; chunk < chunks_.size(); ++chunk)
+          multiply(loaded, panel, chunk, packed(panel, chunk), operand, products, results);
+        finish(bands[i], loaded, panel, products, results, scratch);
       }
     });
   }
@@ -327,12 +341,14 @@ class Forward {
   T limit_;
   int64_t threads_;
   std::vector<View> views_;
-  std::vector<Pass> passes_;
+  std::vector<Pass> passes_, dense_passes_;  // direct ones, those of Winograd by source
   Panels panels_;
   bool split_panels_;
+  std::vector<int64_t> chunk_;  // channels, per source
   Layout layout_;
   std::optional<WinogradForward<T>> dense_;
   std::vector<TapTable> taps_;
+  std::vector<Chunk> chunks_;  // as those of `dense_`
   int64_t feature_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
   std::atomic<bool> moderate_{true};
 };

@@ -58,7 +58,7 @@ class GradInput {
         panels_(make_panels<T>(g_.groups, view.g.Cg())) {
     Problem<T> alone = p;  // read at full resolution: its passes only say what is scaled and merged
     alone.sources.assign(1, Source{});
-    passes_ = make_passes(alone, make_views(alone), false);
+    passes_ = make_passes(alone, make_views(alone));
     if (w) {
       const std::vector<Pass> dense = take_dense_passes(passes_, any_ratio_above(p, limit_));
       passes_.insert(passes_.begin(), dense.begin(), dense.end());
@@ -66,8 +66,8 @@ class GradInput {
       cols_.tiles.emplace(w->m, w->r, w->stride, w->short_w, g_.pl);
     }
     split_panels_ = static_cast<int64_t>(panels_.list.size()) >= threads_ && weights_outweigh(w);
-    chunk_ = split_panels_ ? channel_chunk(g_.Og(), w ? kLanes<T> : 1) : g_.Og();
-    if (w) dense_.emplace(p, *w, view, source, rows_, cols_, passes_[0], chunk_, split_panels_);
+    chunk_ = !split_panels_ ? g_.Og() : w ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes) : channel_chunk(g_.Og());
+    if (w) dense_.emplace(p, *w, view, source, rows_, cols_, chunk_);
     for (const Pass& pass : passes_) {
       placements_.emplace_back(p.branches.size());
       tables_.push_back(class_tables(p, rows_, cols_, pass, chunk_, placements_.back()));
@@ -156,23 +156,36 @@ class GradInput {
     });
     return loaded;
   }
-  void pack(const Panel& panel, int64_t o, PackScratch<T>& scratch, T* dst) const {
-    for (size_t k = 0; k < passes_.size(); ++k)
-      if (passes_[k].kind != Pass::kWinograd)
-        pack_grad_input(p_, passes_[k], placements_[k], panel, view_.channel + panel.first, o, chunk_, scratch,
-                        dst + offset_[k] * panel.vectors * kLanes<T>);
+  // Packed weights of one chunk and panel.
+  struct Packed {
+    T *direct, *winograd;
+  };
+  void pack(const Panel& panel, int64_t chunk, Packed to, T* merged, PackScratch<T>& scratch) {
+    const int64_t columns = panel.vectors * kLanes<T>, step = dense_ ? kMergedChannels : chunk_;
+    for (int64_t o = 0; o < chunk_; o += step) {
+      const int64_t count = std::min(step, chunk_ - o);
+      std::vector<PackTarget<T>> targets;
+      if (dense_) targets.push_back({passes_[0].placements, merged, count});
+      for (size_t k = 0; k < passes_.size(); ++k)
+        if (passes_[k].kind != Pass::kWinograd)
+          targets.push_back({placements_[k], to.direct + (offset_[k] + o) * columns, chunk_});
+      pack_grad_input(p_, targets, panel, view_.channel + panel.first, chunk * chunk_ + o, count, scratch);
+      if (dense_ && !dense_->pack(panel, o, count, merged, to.winograd)) moderate_ = false;
+    }
   }
-  void multiply(const LoadedBand& band, const Panel& panel, int64_t o, const T* b, T* results) const {
-    const T zero[kPanel<T>] = {};
+  void multiply(const LoadedBand& band, const Panel& panel, int64_t chunk, Packed from, const T* operand,
+                T* products, T* results) const {
+    if (dense_) dense_->multiply(panel, chunk, band.tiles.size(), operand, from.winograd, products);
     for (size_t k = 0; k < passes_.size(); ++k)
-      band.rows.passes[k].multiply(panel, (panel.group * g_.Og() + o) / chunk_ * band.plane,
-                                   b + offset_[k] * panel.vectors * kLanes<T>, results,
-                                   !dense_ && k == 0 && o == 0 ? zero : nullptr);
+      band.rows.passes[k].multiply(panel, (panel.group * chunks() + chunk) * band.plane,
+                                   from.direct + offset_[k] * panel.vectors * kLanes<T>, results);
   }
-  void write(const Band& band, const InputRows<T>& loaded, const Panel& panel, T* results,
-             std::vector<T>& scratch) const {
+  int64_t chunks() const { return g_.Og() / chunk_; }
+  void finish(const Band& band, const LoadedBand& loaded, const Panel& panel, const T* products, T* results,
+              std::vector<T>& scratch) const {
     const int64_t columns = panel.vectors * kLanes<T>;
-    for (int32_t pixel : loaded.dead) std::fill_n(results + pixel * columns, columns, T(0));
+    if (dense_) dense_->finish(panel, loaded.tiles, products, pixels_, results);
+    for (int32_t pixel : loaded.rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
     for (const Slice& s : band) {
       write_grad_input(p_.dtype, source_, results, columns, panel.width, out_, s,
                        panel.group * view_.g.Cg() + panel.first, scratch);
@@ -183,70 +196,56 @@ class GradInput {
   int64_t operand_size() const { return dense_ ? tiles_ * dense_->tile_size() : 0; }
   int64_t product_size() const { return dense_ ? tiles_ * dense_->product_size() : 0; }
 
+  int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
+
   void run_shared(const Band& band) {
-    const int64_t merged = dense_ ? dense_->merged_size() : 0;
-    const int64_t packed = std::max(offset_.back(), dense_ ? dense_->largest_rows() : 0) * kPanel<T>;
-    const int64_t own_size = result_size() + packed + merged + product_size();
+    const int64_t direct_size = offset_.back() * kPanel<T>;
+    const int64_t winograd_size = dense_ ? dense_->chunk_rows() * kPanel<T> : 0;
+    const int64_t own_size = result_size() + merged_size() + direct_size + winograd_size + product_size();
     const Buffer shared = allocate((gradient_size_ + operand_size()) * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
     T* const operand = as<T>(shared) + gradient_size_;
     const LoadedBand loaded = load(band, as<T>(shared), operand, true);
     parallel(panels_.list.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
-      const Panel& panel = panels_.list[i];
       PackScratch<T> scratch;
       T* results = as<T>(own) + thread * own_size;
-      T *b = results + result_size(), *merged_weights = b + packed, *products = merged_weights + merged;
-      if (dense_) {
-        for (size_t c = 0; c < dense_->chunks(); ++c) {
-          if (!dense_->pack(panel, c, scratch, merged_weights, b)) moderate_ = false;
-          dense_->multiply(panel, c, loaded.tiles.size(), operand, b, products);
-        }
-        std::fill_n(results, result_size(), T(0));
-        dense_->finish(panel, loaded.tiles, products, pixels_, results);
+      T *merged = results + result_size(), *direct = merged + merged_size();
+      T *winograd = direct + direct_size, *products = winograd + winograd_size;
+      std::fill_n(results, result_size(), T(0));
+      for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+        pack(panels_.list[i], chunk, {direct, winograd}, merged, scratch);
+        multiply(loaded, panels_.list[i], chunk, {direct, winograd}, operand, products, results);
       }
-      for (int64_t o = 0; o < g_.Og(); o += chunk_) {
-        pack(panel, o, scratch, b);
-        multiply(loaded, panel, o, b, results);
-      }
-      write(band, loaded.rows, panel, results, scratch.block);
+      finish(band, loaded, panels_.list[i], products, results, scratch.block);
     });
   }
 
   void run_own(const std::vector<Band>& bands) {
-    const int64_t dense_rows = dense_ ? dense_->rows() : 0, merged = dense_ ? dense_->merged_size() : 0;
     const int64_t own_size =
-        result_size() + gradient_size_ + operand_size() + std::max(product_size(), merged);
-    const Buffer shared = allocate((offset_.back() + dense_rows) * panels_.columns * sizeof(T));
+        result_size() + gradient_size_ + operand_size() + std::max(product_size(), merged_size());
+    const int64_t winograd_rows = dense_ ? dense_->chunk_rows() : 0;
+    const Buffer shared = allocate((offset_.back() + winograd_rows) * panels_.columns * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
-    T* const dense_weights = as<T>(shared) + offset_.back() * panels_.columns;
-    const auto weights = [&](const Panel& panel) { return as<T>(shared) + offset_.back() * panel.column; };
-    const int64_t dense_chunks = dense_ ? dense_->chunks() : 0, tasks = dense_chunks + 1;
-    parallel(panels_.list.size() * tasks, [&](int64_t i, int64_t thread) {
-      const Panel& panel = panels_.list[i / tasks];
+    const auto packed = [&](const Panel& panel) -> Packed {
+      T* const winograd = as<T>(shared) + offset_.back() * panels_.columns;
+      return {as<T>(shared) + offset_.back() * panel.column, winograd + winograd_rows * panel.column};
+    };
+    parallel(panels_.list.size(), [&](int64_t i, int64_t thread) {
       PackScratch<T> scratch;
-      if (i % tasks == dense_chunks) return pack(panel, 0, scratch, weights(panel));
-      if (!dense_->pack(panel, i % tasks, scratch, as<T>(own) + thread * own_size,
-                        dense_->part(panel, i % tasks, dense_weights)))
-        moderate_ = false;
+      pack(panels_.list[i], 0, packed(panels_.list[i]), as<T>(own) + thread * own_size, scratch);
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
       T* results = as<T>(own) + thread * own_size;
-      T *memory = results + result_size(), *operand = memory + gradient_size_,
-        *products = operand + operand_size();
+      T *memory = results + result_size(), *operand = memory + gradient_size_;
+      T* products = operand + operand_size();
       std::vector<T> scratch;
       const LoadedBand loaded = load(bands[i], memory, operand, false);
       for (const Panel& panel : panels_.list) {
-        if (dense_) {
-          for (size_t c = 0; c < dense_->chunks(); ++c)
-            dense_->multiply(panel, c, loaded.tiles.size(), operand, dense_->part(panel, c, dense_weights),
-                             products);
-          std::fill_n(results, result_size(), T(0));
-          dense_->finish(panel, loaded.tiles, products, pixels_, results);
-        }
-        multiply(loaded, panel, 0, weights(panel), results);
-        write(bands[i], loaded.rows, panel, results, scratch);
+        std::fill_n(results, result_size(), T(0));
+        multiply(loaded, panel, 0, packed(panel), operand, products, results);
+        finish(bands[i], loaded, panel, products, results, scratch);
       }
     });
   }

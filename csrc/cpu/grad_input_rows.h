@@ -43,7 +43,7 @@ static std::vector<ClassTaps> class_tables(const Problem<T>& p, const Axis& rows
       for (size_t r = 0; r < row_taps.size(); ++r)
         for (size_t c = 0; c < col_taps.size(); ++c) {
           bool any = false;
-          for (size_t i : pass.merged) {
+          for (size_t i = pass.branch + 1; i-- > 0;) {
             const Branch<T>& b = p.branches[i];
             for (int64_t y : row_taps[r].kernel)
               for (int64_t x : col_taps[c].kernel) {
@@ -98,7 +98,7 @@ struct GradientBand {
       for (int64_t ow = 0; inside && ow < g.Wo; ++ow) {
         const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow, limit);
         for (int64_t k = 0; k < passes; ++k) {
-          scale[k * g.Wo + ow] = ratios.scale(list[k], false);
+          scale[k * g.Wo + ow] = ratios.scale(list[k]);
           mark(k, r)[left + ow] = k == 0 ? ratios.state != kDead : scale[k * g.Wo + ow] != T(0);
         }
       }

@@ -127,7 +127,7 @@ struct WeightBand {
             const Pass& pass = list[k];
             const bool correction = is_correction(pass, limit);
             if (pass.kind == Pass::kWinograd || (correction && ratios.state == kPlain)) continue;
-            const T factor = ratios.scale(pass, true);
+            const T factor = ratios.scale(pass);
             if (factor == T(0)) continue;
             if (pass.row_class >= 0 &&
                 (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
@@ -203,7 +203,7 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   const Geometry& g = p.geo;
   const T limit = w ? kRatioLimit<T> : T(0);
   const std::vector<View> views = make_views(p, w ? w->m : 1);
-  std::vector<Pass> passes = make_passes(p, views, true);
+  std::vector<Pass> passes = make_passes(p, views);
   if (w) {
     const std::vector<Pass> dense = take_dense_passes(passes, any_ratio_above(p, limit));
     passes.insert(passes.begin(), dense.begin(), dense.end());
@@ -217,7 +217,10 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   // and each task makes the final gradient of one panel and chunk of channels, so that no sum ever leaves the
   // cache.
   const bool own_copies = !w && weight_bytes * threads <= (16 << 20);
-  const Layout layout(passes, views, own_copies, w ? kLanes<T> : 1);
+  std::vector<int64_t> channels;
+  for (const View& v : views)
+    channels.push_back(own_copies ? v.g.Cg() : w ? channel_chunk<T>(v.g.Cg(), 32) : channel_chunk(v.g.Cg()));
+  const Layout layout(passes, channels, own_copies);
   std::optional<WinogradGradWeight<T>> dense;
   if (w) dense.emplace(p, *w, views, layout, panels);
   const std::vector<Band> bands =

@@ -20,12 +20,10 @@ struct Segment {
   int64_t a, b, len;
 };
 
-// Row r of C [rows, NV vectors]: (init ? init : C) + scale[r] * sum over segments of a[r][...] * b[...][NV
-// vectors].
+// Row r of C [rows, NV vectors] += scale[r] * sum over segments of a[r][...] * b[...][NV vectors].
 template <class T, int NV, int MR>
 static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment* segments,
-                                                int64_t n_segments, const T* b, T* const* c, const T* scale,
-                                                const T* init) {
+                                                int64_t n_segments, const T* b, T* const* c, const T* scale) {
   constexpr int64_t L = kLanes<T>;
   Vec<T> acc[MR][NV];
 #pragma GCC unroll 8
@@ -54,41 +52,41 @@ static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
-      store(c[r] + v * L, (init ? load(init + v * L) : load(c[r] + v * L)) + scale[r] * acc[r][v]);
+      store(c[r] + v * L, load(c[r] + v * L) + scale[r] * acc[r][v]);
 }
 
 template <class T, int NV>
 static void gemm_rows(int64_t rows, const T* const* a, const Segment* segments, int64_t n, const T* b,
-                      T* const* c, const T* scale, const T* init) {
+                      T* const* c, const T* scale) {
   switch (rows) {
     case 6:
-      return gemm_tile<T, NV, 6>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 6>(a, segments, n, b, c, scale);
     case 5:
-      return gemm_tile<T, NV, 5>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 5>(a, segments, n, b, c, scale);
     case 4:
-      return gemm_tile<T, NV, 4>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 4>(a, segments, n, b, c, scale);
     case 3:
-      return gemm_tile<T, NV, 3>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 3>(a, segments, n, b, c, scale);
     case 2:
-      return gemm_tile<T, NV, 2>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 2>(a, segments, n, b, c, scale);
     default:
-      return gemm_tile<T, NV, 1>(a, segments, n, b, c, scale, init);
+      return gemm_tile<T, NV, 1>(a, segments, n, b, c, scale);
   }
 }
 template <class T>
 static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment* segments, int64_t n,
-                 const T* b, T* const* c, const T* scale, const T* init) {
+                 const T* b, T* const* c, const T* scale) {
   switch (vectors) {
 #if PCONV_VECTOR_BYTES == 64
     case 4:
-      return gemm_rows<T, 4>(rows, a, segments, n, b, c, scale, init);
+      return gemm_rows<T, 4>(rows, a, segments, n, b, c, scale);
     case 3:
-      return gemm_rows<T, 3>(rows, a, segments, n, b, c, scale, init);
+      return gemm_rows<T, 3>(rows, a, segments, n, b, c, scale);
 #endif
     case 2:
-      return gemm_rows<T, 2>(rows, a, segments, n, b, c, scale, init);
+      return gemm_rows<T, 2>(rows, a, segments, n, b, c, scale);
     default:
-      return gemm_rows<T, 1>(rows, a, segments, n, b, c, scale, init);
+      return gemm_rows<T, 1>(rows, a, segments, n, b, c, scale);
   }
 }
 

@@ -39,55 +39,71 @@ PCONV_INLINE int64_t channel_step(int64_t taps) {
   return std::max<int64_t>(1, 96 / taps);
 }
 
-// B of a pass for input channels [c, c + chunk) of the group, [slots * chunk, columns]: row slot * chunk +
-// channel, column = output channel.
+// Where the rows of a pass go: row slot * chunk + channel.
 template <class T>
-static void pack_forward(const Problem<T>& p, const Pass& pass, const Panel& panel, int64_t c_begin,
-                         int64_t chunk, PackScratch<T>& scratch, T* dst) {
+struct PackTarget {
+  const Placements& placements;
+  T* dst;
+  int64_t chunk;
+};
+template <class T>
+static bool any_placed(const std::vector<PackTarget<T>>& targets, size_t branch) {
+  for (const PackTarget<T>& t : targets)
+    if (!t.placements.of_branch[branch].empty()) return true;
+  return false;
+}
+
+// B of passes for input channels [c_begin, c_begin + count) of the group: column = output channel.
+template <class T>
+static void pack_forward(const Problem<T>& p, const std::vector<PackTarget<T>>& targets, const Panel& panel,
+                         int64_t c_begin, int64_t count, PackScratch<T>& scratch) {
   const Geometry& g = p.geo;
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg(), o0 = panel.group * g.Og() + panel.first;
-  for (size_t i : pass.merged) {
+  for (size_t i = p.branches.size(); i-- > 0;) {
+    if (!any_placed(targets, i)) continue;
     const Branch<T>& b = p.branches[i];
     const int64_t taps = b.kh * b.kw, step = channel_step(taps);
     for (int64_t o = 0; o < columns; ++o)
       scratch.factor[o] = o < panel.width ? (b.scale ? b.scale[o0 + o] : T(1)) : T(0);
     T* block = scratch.sized(step * taps * columns);
     if (columns > panel.width) std::fill_n(block, step * taps * columns, T(0));
-    for (int64_t c = 0; c < chunk; c += step) {
-      const int64_t cn = std::min(step, chunk - c);
+    for (int64_t c = 0; c < count; c += step) {
+      const int64_t cn = std::min(step, count - c);
       // Rows of the weights lie far apart: too many streams for the processor to follow by itself.
       for (int64_t o = 0; o < panel.width && c_begin + c + step < Cg; ++o)
         for (int64_t k = 0; k < step * taps; k += 64 / sizeof(T))
           __builtin_prefetch(b.weight + ((o0 + o) * Cg + c_begin + c + step) * taps + k);
       transpose(b.weight + (o0 * Cg + c_begin + c) * taps, Cg * taps, panel.width, cn * taps, block, columns);
-      for (const Placement& at : pass.placements.of_branch[i])
-        for (int64_t k = 0; k < cn; ++k)
-          put_row(dst + (at.slot * chunk + c + k) * columns, block + (k * taps + at.tap) * columns,
-                  scratch.factor, columns, at.first);
+      for (const PackTarget<T>& target : targets)
+        for (const Placement& at : target.placements.of_branch[i])
+          for (int64_t k = 0; k < cn; ++k)
+            put_row(target.dst + (at.slot * target.chunk + c + k) * columns,
+                    block + (k * taps + at.tap) * columns, scratch.factor, columns, at.first);
     }
   }
 }
 
-// B of the input gradient for output channels [o, o + chunk) of the group, [slots * chunk, columns]: row
-// slot * chunk + channel, column = input channel, `c0` channels into the group for the panel's first.
+// B of passes of the input gradient for output channels [o_begin, o_begin + count) of the group: column =
+// input channel, `c0` channels into the group for the panel's first.
 template <class T>
-static void pack_grad_input(const Problem<T>& p, const Pass& pass, const Placements& placements,
-                            const Panel& panel, int64_t c0, int64_t o_begin, int64_t chunk,
-                            PackScratch<T>& scratch, T* dst) {
+static void pack_grad_input(const Problem<T>& p, const std::vector<PackTarget<T>>& targets, const Panel& panel,
+                            int64_t c0, int64_t o_begin, int64_t count, PackScratch<T>& scratch) {
   const Geometry& g = p.geo;
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg();
-  for (size_t i : pass.merged) {
+  for (size_t i = p.branches.size(); i-- > 0;) {
+    if (!any_placed(targets, i)) continue;
     const Branch<T>& b = p.branches[i];
     const int64_t taps = b.kh * b.kw;
     T* block = scratch.sized(taps * columns);
     if (columns > panel.width) std::fill_n(block, taps * columns, T(0));
-    for (int64_t o = 0; o < chunk; ++o) {
+    for (int64_t o = 0; o < count; ++o) {
       const int64_t channel = panel.group * g.Og() + o_begin + o;
       std::fill_n(scratch.factor, columns, b.scale ? b.scale[channel] : T(1));
       transpose(b.weight + (channel * Cg + c0) * taps, taps, panel.width, taps, block, columns);
-      for (const Placement& at : placements.of_branch[i])
-        put_row(dst + (at.slot * chunk + o) * columns, block + at.tap * columns, scratch.factor, columns,
-                at.first);
+      for (const PackTarget<T>& target : targets)
+        for (const Placement& at : target.placements.of_branch[i])
+          put_row(target.dst + (at.slot * target.chunk + o) * columns, block + at.tap * columns,
+                  scratch.factor, columns, at.first);
     }
   }
 }

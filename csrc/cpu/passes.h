@@ -1,9 +1,8 @@
-// The convolution of all branches as a list of dense products. With ratios r_1..r_n (ascending kernels) every
-// output is
-//   sum_i r_i conv(V_i) = r_n conv(V_1 + ... + V_n) + sum_{i<n} (r_i - r_n) conv(V_i):
-// one product with the merged kernel for all live windows, corrections for the windows that are not whole.
-// Where all but the largest window are whole (r_i = 1, i < n) the corrections share one factor and so one
-// merged kernel.
+// The convolution of all branches as a list of dense products. With ratios r_1..r_n (ascending kernels) and
+// merged kernels M_i = V_1 + ... + V_i every output is
+//   sum_i r_i conv(V_i) = r_n conv(M_n) + sum_{i<n} (r_i - r_{i+1}) conv(M_i):
+// one product with all kernels for all live windows, and corrections, each for the windows of which the larger
+// of two kernels is not whole.
 //
 // An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored
 // pixels, so the taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a
@@ -76,15 +75,12 @@ class Placements {
 };
 
 struct Pass {
-  // The merged kernel by Winograd's products or directly, the merged kernel of all but the largest branch, the
-  // kernel of one branch.
-  enum Kind { kWinograd, kAll, kLower, kSingle } kind;
-  size_t branch;               // the largest merged branch
-  std::vector<size_t> merged;  // branches summed into the kernel, largest first
+  // All kernels by Winograd's products or directly, or a correction.
+  enum Kind { kWinograd, kAll, kCorrection } kind;
+  size_t branch;  // summed into the kernel with all smaller ones
   size_t source;
   int64_t kh, kw, top, left;     // its kernel, and where that lies in the window of its source
   int64_t row_class, col_class;  // of the output pixels it is for, -1 = all
-  bool starts;                   // the first pass for its pixels
   Placements placements;
   int64_t taps() const { return kh * kw; }
 };
@@ -122,7 +118,7 @@ static void add_up_passes(const Problem<T>& p, const View& view, size_t source, 
       const int64_t top = rows[0], left = cols[0];
       const int64_t kh = *std::max_element(rows.begin(), rows.end()) - top + 1;
       const int64_t kw = *std::max_element(cols.begin(), cols.end()) - left + 1;
-      Pass pass{Pass::kAll, 0, {0}, source, kh, kw, top, left, a, b, true, Placements(1)};
+      Pass pass{Pass::kAll, 0, source, kh, kw, top, left, a, b, Placements(1)};
       for (int64_t i = 0; i < g.kh; ++i)
         for (int64_t j = 0; j < g.kw; ++j)
           if (rows[i] >= 0 && cols[j] >= 0)
@@ -133,40 +129,34 @@ static void add_up_passes(const Problem<T>& p, const View& view, size_t source, 
 
 // Passes of one source after another.
 template <class T>
-static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View>& views, bool with_lower) {
+static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View>& views) {
   const size_t n = p.branches.size();
   std::vector<Pass> passes;
-  const auto add = [&](Pass::Kind kind, size_t branch, bool all_below, size_t source) {
-    const int64_t kh = p.branches[branch].kh, kw = p.branches[branch].kw;
-    Pass pass{kind,
-              branch,
-              {branch},
-              source,
-              kh,
-              kw,
-              (p.geo.kh - kh) / 2,
-              (p.geo.kw - kw) / 2,
-              -1,
-              -1,
-              kind == Pass::kAll && source == 0,
-              Placements(n)};
-    if (all_below)
-      for (size_t i = branch; i-- > 0;) pass.merged.push_back(i);
-    for (size_t i : pass.merged) {
-      const Branch<T>& b = p.branches[i];
-      for (int64_t t = 0; t < b.kh * b.kw; ++t)
-        pass.placements.put(i, t, (t / b.kw + (kh - b.kh) / 2) * kw + t % b.kw + (kw - b.kw) / 2);
-    }
-    passes.push_back(pass);
-  };
   for (size_t source = 0; source < views.size(); ++source) {
     if (views[source].up) {
       add_up_passes(p, views[source], source, passes);
       continue;
     }
-    add(Pass::kAll, n - 1, true, source);
-    if (with_lower && n > 2) add(Pass::kLower, n - 2, true, source);
-    for (size_t i = n - 1; i-- > 0;) add(Pass::kSingle, i, false, source);
+    for (size_t branch = n; branch-- > 0;) {
+      const int64_t kh = p.branches[branch].kh, kw = p.branches[branch].kw;
+      const bool all = branch == n - 1;
+      Pass pass{all ? Pass::kAll : Pass::kCorrection,
+                branch,
+                source,
+                kh,
+                kw,
+                (p.geo.kh - kh) / 2,
+                (p.geo.kw - kw) / 2,
+                -1,
+                -1,
+                Placements(n)};
+      for (size_t i = branch + 1; i-- > 0;) {
+        const Branch<T>& b = p.branches[i];
+        for (int64_t t = 0; t < b.kh * b.kw; ++t)
+          pass.placements.put(i, t, (t / b.kw + (kh - b.kh) / 2) * kw + t % b.kw + (kw - b.kw) / 2);
+      }
+      passes.push_back(pass);
+    }
   }
   return passes;
 }
@@ -181,7 +171,6 @@ constexpr T kRatioLimit = T(3.1);
 template <class T>
 struct Ratios {
   State state;
-  bool lower_whole;
   T r[kMaxBranches];
   size_t n;
   T limit;
@@ -190,21 +179,16 @@ struct Ratios {
       : n(p.branches.size()), limit(limit) {
     const Windows& w = *p.windows;
     state = state_of(counts[0][pixel] > 0, counts[n - 1][pixel] == w.whole[n - 1]);
-    lower_whole = n == 1 || counts[n - 2][pixel] == w.whole[n - 2];
     if (state == kDead) return;
     for (size_t i = 0; i < n; ++i)
       r[i] = state == kPlain ? T(1) : ratio_of(static_cast<T>(w.whole[i]), counts[i][pixel]);
   }
   T largest() const { return r[n - 1]; }
   bool within_limit() const { return state != kDead && largest() <= limit; }
-  T scale(const Pass& pass, bool with_lower) const {
+  T scale(const Pass& pass) const {
     if (state == kDead) return T(0);
-    const T largest = r[n - 1];
-    if (pass.kind == Pass::kWinograd) return largest <= limit ? largest : T(0);
-    if (pass.kind == Pass::kAll) return largest <= limit ? T(0) : largest;
-    const bool shared = with_lower && n > 2 && lower_whole;
-    if (pass.kind == Pass::kLower) return shared ? T(1) - largest : T(0);
-    return shared ? T(0) : r[pass.branch] - largest;
+    if (pass.kind == Pass::kCorrection) return r[pass.branch] - r[pass.branch + 1];
+    return (pass.kind == Pass::kWinograd) == within_limit() ? largest() : T(0);
   }
 };
 
@@ -263,26 +247,29 @@ static Panels make_panels(int64_t groups, int64_t per_group) {
 
 // Channels that one visit of packed weights covers where a thread packs them as it goes: all of them, or a
 // divisor such that a pack of the largest kernel stays in the second cache.
-PCONV_INLINE int64_t channel_chunk(int64_t channels, int64_t multiple = 1) {
+PCONV_INLINE int64_t channel_chunk(int64_t channels) {
   for (int64_t chunk : {32, 24, 16, 20, 28, 12, 8})
-    if (channels % chunk == 0 && chunk % multiple == 0) return chunk;
+    if (channels % chunk == 0) return chunk;
+  return channels;
+}
+// The same for Winograd's products: at most `most`, and whole vectors.
+template <class T>
+static int64_t channel_chunk(int64_t channels, int64_t most) {
+  for (int64_t chunk = std::min(most, channels) / kLanes<T> * kLanes<T>; chunk > 0; chunk -= kLanes<T>)
+    if (channels % chunk == 0) return chunk;
   return channels;
 }
 
-// How the rows of B are laid out in a packed panel. Either the whole panel, source after source (chunk = all
-// channels of a source), or one chunk of channels of one source at a time.
+// How the rows of B are laid out in a packed panel, the passes of one chunk of channels of one source after
+// another. Either all chunks follow each other and are all channels of a source, or there is one at a time.
 struct Layout {
-  bool whole;
   std::vector<int64_t> chunk;  // channels, per source
   std::vector<int64_t> row;    // where each pass begins
   int64_t rows = 0;            // of a packed panel, or of the largest chunk
 
-  // Chunks are a `multiple` of channels, or all channels.
-  Layout(const std::vector<Pass>& passes, const std::vector<View>& views, bool whole, int64_t multiple = 1)
-      : whole(whole), row(passes.size()) {
-    for (size_t s = 0; s < views.size(); ++s) {
-      const int64_t channels = views[s].g.Cg();
-      chunk.push_back(whole ? channels : channel_chunk(channels, multiple));
+  Layout(const std::vector<Pass>& passes, const std::vector<int64_t>& chunk, bool whole)
+      : chunk(chunk), row(passes.size()) {
+    for (size_t s = 0; s < chunk.size(); ++s) {
       int64_t at = whole ? rows : 0;
       for (size_t k = 0; k < passes.size(); ++k)
         if (passes[k].source == s) {

@@ -97,23 +97,22 @@ class TileList {
     if (open_) seal(table);
     first_list_ = lists_.size();
   }
-  // C [pixels, columns] of one panel; `init` starts every row of a first pass, later passes add.
-  void multiply(const Panel& panel, int64_t a_offset, const T* b, T* c, const T* init) const {
+  // Adds to C [pixels, columns] of one panel.
+  void multiply(const Panel& panel, int64_t a_offset, const T* b, T* c) const {
     const int64_t columns = panel.vectors * kLanes<T>;
     for (size_t block = 0; block < blocks_; ++block)
       for (const Tile<T>& tile : tiles_) {
         const SegmentList& list = lists_[tile.list];
         if (block + 1 >= list.begin.size()) continue;
         const int64_t n = list.begin[block + 1] - list.begin[block];
-        if (n == 0 && !(block == 0 && init)) continue;
+        if (n == 0) continue;
         const T* a[kRows] = {};
         T* rows[kRows] = {};
         for (int32_t r = 0; r < tile.rows; ++r) {
           a[r] = tile.a[r] + a_offset;
           rows[r] = c + tile.pixel[r] * columns;
         }
-        gemm(panel.vectors, tile.rows, a, list.segments.data() + list.begin[block], n, b, rows, tile.scale,
-             block == 0 ? init : nullptr);
+        gemm(panel.vectors, tile.rows, a, list.segments.data() + list.begin[block], n, b, rows, tile.scale);
       }
   }
 

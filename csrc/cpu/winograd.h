@@ -97,26 +97,35 @@ static bool moderate(const T* x, int64_t n) {
   return largest <= limit;
 }
 
-constexpr int64_t kWinogradRowPad = 3;  // rows of packed weights after each frequency
+constexpr int64_t kWinogradRowPad = 3;   // rows of packed weights after each frequency
+constexpr int64_t kMergedChannels = 16;  // merged and transformed at a time, while they stay in the second cache
 
-// Packed weights of one panel, [frequency, residue, channel][columns], from merged ones [taps, channel]
-// [columns]; `turned` for the input gradient. False where a weight is too large.
+// Channels [c, c + count) of packed weights of one panel, [frequency, residue, channel][columns], from merged
+// ones [taps, channel][columns]; `turned` for the input gradient. False where a weight is too large.
 template <class T>
-static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, const Panel& panel, int64_t channels,
+static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t columns, int64_t c, int64_t count,
                           int64_t padded, bool turned, const T* merged, T* out) {
-  const int64_t columns = panel.vectors * kLanes<T>;
-  if (!moderate(merged, kh * kw * channels * columns)) return false;
-  const int64_t col = channels * columns, row = kw * col;
+  if (!moderate(merged, kh * kw * count * columns)) return false;
+  const int64_t col = count * columns, row = kw * col;
   w.each_residue([&](int64_t a, int64_t b) {
     const int64_t h = w.shorter_h(a), v = w.shorter_w(b), down = w.stride * row, across = w.stride * col;
     Offsets from = w.grid(w.r - h, w.r - v, down, across, a * row + b * col);
     if (turned) std::reverse(from.begin(), from.end());
     const Offsets to = w.frequency_offsets(a, b, padded * columns, kWinogradRowPad * columns);
-    for (int64_t i = 0; i < channels; ++i)
-      w.f->weights[h][v](merged + i * columns, from.data(), columns, out + i * columns, to.data());
-    for (int64_t at : to) std::fill_n(out + at + channels * columns, (padded - channels) * columns, T(0));
+    for (int64_t i = 0; i < count; ++i)
+      w.f->weights[h][v](merged + i * columns, from.data(), columns, out + (c + i) * columns, to.data());
+    for (int64_t at : to)
+      if (c + count > padded - kLanes<T>)
+        std::fill_n(out + at + (c + count) * columns, (padded - c - count) * columns, T(0));
   });
   return true;
+}
+// Channels that a thread packs at a time, where it packs as it goes: more for the input gradient, whose products
+// alone outgrow the second cache.
+constexpr int64_t kForwardChunkBytes = 1408 << 10, kGradInputChunkBytes = 2816 << 10;
+template <class T>
+static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels, int64_t bytes) {
+  return channel_chunk<T>(channels, bytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))));
 }
 
 // Rows of tiles, of `down` in all, that one visit works on.

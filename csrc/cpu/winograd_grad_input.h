@@ -31,40 +31,25 @@ struct GradientTile {
 template <class T>
 class WinogradGradInput {
  public:
-  // `pass` is the merged kernel. Where panels are split each thread packs a few channels at a time.
+  // `chunk` output channels at a time, as the gradients have them.
   WinogradGradInput(const Problem<T>& p, const Winograd<T>& w, const View& view, const Source& source,
-                    const Axis& rows, const Axis& cols, const Pass& pass, int64_t gradient_chunk,
-                    bool split_panels)
+                    const Axis& rows, const Axis& cols, int64_t chunk)
       : p_(p),
         w_(w),
         view_(view),
         up_(source.up),
         rows_(rows),
         cols_(cols),
-        pass_(pass),
-        gradient_chunk_(gradient_chunk),
-        product_size_(w.size(kPanel<T>, 0) + kLanes<T>) {
-    constexpr int64_t L = kLanes<T>;
-    const int64_t channels = p.geo.Og();
-    const int64_t most = kPackedBytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T)));
-    const int64_t step = split_panels && most < channels ? std::max(L, most / L * L) : channels;
-    for (int64_t o = 0; o < channels; o += step) {
-      const int64_t size = std::min(step, channels - o), padded = (size + L - 1) / L * L;
-      chunks_.push_back({o, size, padded, group_size_, packed_rows_});
-      group_size_ += w.frequencies() * (padded + L);
-      packed_rows_ += w.size(padded, kRowPad);
-      largest_rows_ = std::max(largest_rows_, w.size(padded, kRowPad));
-    }
-    tile_size_ = odd_lines<T>(p.geo.groups * group_size_);
-  }
+        chunk_(chunk),
+        padded_((chunk + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+        chunk_size_(w.frequencies() * (padded_ + kLanes<T>)),
+        tile_size_(odd_lines<T>(p.geo.O / chunk * chunk_size_)),
+        product_size_(w.size(kPanel<T>, 0) + kLanes<T>) {}
 
-  size_t chunks() const { return chunks_.size(); }
-  int64_t rows() const { return packed_rows_; }
-  int64_t largest_rows() const { return largest_rows_; }
-  T* part(const Panel& panel, size_t chunk, T* packed) const {
-    return packed + packed_rows_ * panel.column + chunks_[chunk].row * panel.vectors * kLanes<T>;
-  }
-  int64_t merged_size() const { return chunks_[0].size * p_.geo.kh * p_.geo.kw * kPanel<T>; }
+  // Rows of a packed chunk of one panel.
+  int64_t chunk_rows() const { return w_.size(padded_, kWinogradRowPad); }
+  // Entries: the scratch of packing, the operand and the products of a tile.
+  int64_t merged_size() const { return kMergedChannels * p_.geo.kh * p_.geo.kw * kPanel<T>; }
   int64_t tile_size() const { return tile_size_; }
   int64_t product_size() const { return product_size_; }
 
@@ -90,40 +75,29 @@ class WinogradGradInput {
         if (any) tiles.push_back({gradient.row(0, r) + c * gradient.chunk, row, col, s, pixel});
       }
   }
+  // Chunks of the gradient lie `plane` entries apart.
   void load(const GradientTile<T>& tile, int64_t plane, T* out) const {
-    const Geometry& g = p_.geo;
-    const Offsets from =
-        w_.grid(w_.n, w_.n, cols_.all().size() * gradient_chunk_, gradient_chunk_);
-    for (int64_t group = 0; group < g.groups; ++group)
-      for (const Chunk& c : chunks_) {
-        const Offsets to = w_.grid(w_.n, w_.n, w_.n * (c.padded + kLanes<T>), c.padded + kLanes<T>);
-        for (int64_t done = 0, run; done < c.size; done += run) {
-          const int64_t channel = group * g.Og() + c.channel + done, within = channel % gradient_chunk_;
-          run = std::min(c.size - done, gradient_chunk_ - within);
-          w_.f->inputs[0][0](tile.gradient + channel / gradient_chunk_ * plane + within, from.data(), run,
-                             out + group * group_size_ + c.place + done, to.data());
-        }
-      }
+    const Offsets from = w_.grid(w_.n, w_.n, cols_.all().size() * chunk_, chunk_);
+    const Offsets to = w_.grid(w_.n, w_.n, w_.n * (padded_ + kLanes<T>), padded_ + kLanes<T>);
+    for (int64_t i = 0; i < p_.geo.O / chunk_; ++i)
+      w_.f->inputs[0][0](tile.gradient + i * plane, from.data(), chunk_, out + i * chunk_size_, to.data());
   }
-
-  // Rows [w.size(padded, kRowPad)] of one panel; false where a weight is too large.
-  bool pack(const Panel& panel, size_t chunk, PackScratch<T>& scratch, T* merged, T* out) const {
-    const Chunk& c = chunks_[chunk];
-    const Geometry& g = p_.geo;
-    pack_grad_input(p_, pass_, pass_.placements, panel, view_.channel + panel.first, c.channel, c.size, scratch,
-                    merged);
-    return pack_winograd(w_, g.kh, g.kw, panel, c.size, c.padded, true, merged, out);
+  // Channels [o, o + count) of a chunk, from merged weights; false where a weight is too large.
+  bool pack(const Panel& panel, int64_t o, int64_t count, const T* merged, T* out) const {
+    return pack_winograd(w_, p_.geo.kh, p_.geo.kw, panel.vectors * kLanes<T>, o, count, padded_, true, merged,
+                         out);
   }
-  void multiply(const Panel& panel, size_t chunk, int64_t tiles, const T* data, const T* packed,
+  // Adds a chunk of a group to the products of `tiles` tiles; the first starts them.
+  void multiply(const Panel& panel, int64_t chunk, int64_t tiles, const T* data, const T* packed,
                 T* products) const {
-    const Chunk& c = chunks_[chunk];
     const int64_t columns = panel.vectors * kLanes<T>;
-    data += panel.group * group_size_ + c.place;
+    data += (panel.group * (p_.geo.Og() / chunk_) + chunk) * chunk_size_;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k)
-        product<T>(panel.vectors, tiles, {data + q * (c.padded + kLanes<T>), tile_size_, 1},
-                   {packed + (w_.frequency_offset(q, c.padded, kRowPad) + k * c.padded) * columns, 0, columns},
-                   c.padded, products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
+        product<T>(panel.vectors, tiles, {data + q * (padded_ + kLanes<T>), tile_size_, 1},
+                   {packed + (w_.frequency_offset(q, padded_, kWinogradRowPad) + k * padded_) * columns, 0,
+                    columns},
+                   padded_, products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
   }
   // Adds the tiles' results to results [pixels and one more, columns].
   void finish(const Panel& panel, const std::vector<GradientTile<T>>& tiles, const T* products, int64_t pixels,
@@ -143,20 +117,13 @@ class WinogradGradInput {
                 (inside ? tile.pixel + (y - tile.slice.begin) * cols_.size + x : pixels) * columns;
           }
         const Offsets from = w_.frequency_offsets(a, b, columns, 0);
-        w_.f->outputs[h][v](products, from.data(), columns, results, to.data(), ones.data(), nullptr);
+        w_.f->outputs[h][v](products, from.data(), columns, results, to.data(), ones.data());
       });
       products += product_size_;
     }
   }
 
  private:
-  struct Chunk {
-    int64_t channel, size, padded;
-    int64_t place, row;  // in a tile's group, in a packed panel
-  };
-  static constexpr int64_t kRowPad = kWinogradRowPad;
-  static constexpr int64_t kPackedBytes = 2 << 20;  // of a packed chunk: the products outgrow the second cache
-
   Span tile_rows(const Slice& s) const {
     return rows_.tiles->of(s.begin << up_, std::min(s.end << up_, rows_.image()));
   }
@@ -171,9 +138,7 @@ class WinogradGradInput {
   const View& view_;
   int up_;
   const Axis &rows_, &cols_;
-  const Pass& pass_;
-  int64_t gradient_chunk_, group_size_ = 0, tile_size_, product_size_, packed_rows_ = 0, largest_rows_ = 0;
-  std::vector<Chunk> chunks_;
+  int64_t chunk_, padded_, chunk_size_, tile_size_, product_size_;
 };
 
 }  // namespace

@@ -26,7 +26,7 @@ class WinogradGradWeight {
       : p_(p),
         w_(w),
         panels_(panels),
-        input_(w, views, layout.chunk, p.geo.groups, layout.chunk),
+        input_(w, views, layout.chunk, p.geo.groups),
         gradient_size_(w.frequencies() * panels.columns) {}
 
   // Entries: operands of a tile, sums of a task.

@@ -42,8 +42,8 @@ static std::vector<WinogradTile> winograd_tiles(const Band& band, int64_t m, int
   return tiles;
 }
 
-// Channels [channel, channel + size) of one source within a group. `place` entries of a tile's group lie
-// before it, `row` rows of a packed panel.
+// A chunk of channels of one source within a group. `place` entries of a tile's group lie before it, `row`
+// rows of a packed panel.
 struct WinogradChunk {
   size_t source;
   int64_t channel, size, padded;
@@ -53,26 +53,25 @@ struct WinogradChunk {
 template <class T>
 class WinogradInput {
  public:
-  // At most so many channels of each source at a time.
-  WinogradInput(const Winograd<T>& w, const std::vector<View>& views, const std::vector<int64_t>& feature_chunk,
-                int64_t groups, const std::vector<int64_t>& most)
+  // Chunks of each source as the features have them.
+  WinogradInput(const Winograd<T>& w, const std::vector<View>& views, const std::vector<int64_t>& chunk,
+                int64_t groups)
       : w_(w), groups_(groups) {
     constexpr int64_t L = kLanes<T>;
     for (size_t s = 0; s < views.size(); ++s) {
       const Geometry& g = views[s].g;
-      const int64_t step = most[s] < g.Cg() ? std::max<int64_t>(L, most[s] / L * L) : g.Cg();
-      for (int64_t c = 0; c < g.Cg(); c += step) {
-        const int64_t size = std::min(step, g.Cg() - c), padded = (size + L - 1) / L * L;
-        chunks.push_back({s, c, size, padded, group_size_, rows});
+      for (int64_t c = 0; c < g.Cg(); c += chunk[s]) {
+        const int64_t padded = (chunk[s] + L - 1) / L * L;
+        chunks.push_back({s, c, chunk[s], padded, group_size_, rows});
         group_size_ += w.size(padded, L);
         rows += w.size(padded, kWinogradRowPad);
         largest_rows = std::max(largest_rows, w.size(padded, kWinogradRowPad));
       }
       from_.emplace_back();
       w.each_residue([&](int64_t a, int64_t b) {
-        const int64_t pixel = feature_chunk[s], row = g.Wp * pixel;
+        const int64_t row = g.Wp * chunk[s];
         from_.back().push_back(w.grid(w.n - w.shorter_h(a), w.n - w.shorter_w(b), w.stride * row,
-                                      w.stride * pixel, a * row + b * pixel));
+                                      w.stride * chunk[s], a * row + b * chunk[s]));
       });
     }
     tile_size = odd_lines<T>(groups * group_size_);
@@ -90,15 +89,13 @@ class WinogradInput {
     for (int64_t group = 0; group < groups_; ++group)
       for (const WinogradChunk& c : chunks) {
         const FeatureBand<T>& f = features[c.source];
-        const T* in = f.window(tile.slice, tile.row, tile.col);
+        const T* in = f.window(tile.slice, tile.row, tile.col) +
+                      f.channel_offset(group * f.view.g.Cg() + c.channel);
         size_t k = 0;
         w_.each_residue([&](int64_t a, int64_t b) {
           const Offsets to = w_.frequency_offsets(a, b, c.padded, kLanes<T>);
-          f.each_run(group * f.view.g.Cg() + c.channel, c.size, [&](int64_t offset, int64_t done, int64_t run) {
-            w_.f->inputs[w_.shorter_h(a)][w_.shorter_w(b)](in + offset, from_[c.source][k].data(), run,
-                                                           out + place(group, c, 0) + done, to.data());
-          });
-          ++k;
+          w_.f->inputs[w_.shorter_h(a)][w_.shorter_w(b)](in, from_[c.source][k++].data(), c.size,
+                                                         out + place(group, c, 0), to.data());
         });
       }
   }

@@ -88,15 +88,15 @@ static void transform(const T* in, const int64_t* from, int64_t count, T* out, c
   }
 }
 
-// The same for results: out[to[i]] = (init ? init : out[to[i]]) + scale[i] * y(i), `count` whole vectors.
+// The same for results: out[to[i]] += scale[i] * y(i), `count` whole vectors.
 template <class H, class W, class T>
 static void transform_scaled(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to,
-                             const T* scale, const T* init) {
+                             const T* scale) {
   for (int64_t c = 0; c < count; c += kLanes<T>)
     map_tile<H, W, T>([&](int i) { return load(in + from[i] + c); },
                       [&](int i, Vec<T> y) {
                         T* at = out + to[i] + c;
-                        store(at, load(init ? init + c : at) + scale[i] * y);
+                        store(at, load(at) + scale[i] * y);
                       });
 }
 
@@ -106,7 +106,7 @@ template <class T>
 struct WinogradTransforms {
   using Transform = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to);
   using Scaled = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to,
-                          const T* scale, const T* init);
+                          const T* scale);
   int64_t m, r;
   Transform inputs[2][2];        // n x n pixels to frequencies
   Transform weights[2][2];       // r x r taps to frequencies
