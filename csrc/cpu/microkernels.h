@@ -94,29 +94,6 @@ static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment
 // runs of kRun products, runs in C. The error of one long chain would grow with its length.
 constexpr int64_t kChain = 32, kRun = 256;
 
-// Adds the chain in `acc` to the run in `sums`.
-template <class T, int NV, int MR>
-PCONV_INLINE void close_chain(const Vec<T> (&acc)[MR][NV], T* sums, bool first) {
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      T* at = sums + (r * NV + v) * kLanes<T>;
-      store(at, first ? acc[r][v] : load(at) + acc[r][v]);
-    }
-}
-template <class T, int NV, int MR>
-PCONV_INLINE void close_run(const T* sums, T* c, int64_t ldc, bool first) {
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      T* at = c + r * ldc + v * kLanes<T>;
-      const Vec<T> sum = load(sums + (r * NV + v) * kLanes<T>);
-      store(at, first ? sum : load(at) + sum);
-    }
-}
-
 // An operand: entries between its rows (of A) and between the steps of the reduction.
 template <class T>
 struct Operand {
@@ -124,37 +101,53 @@ struct Operand {
   int64_t row, step;
 };
 
-// C [MR][NV vectors] (=|+=) A [MR][depth] B [depth][NV vectors], rows of C `ldc` apart.
+// One chain: C [MR][NV vectors], rows `ldc` apart, (=|+=) A [MR][n] B [n][NV vectors].
 template <class T, int NV, int MR>
-static __attribute__((noinline)) void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
-                                                   bool add) {
+static __attribute__((noinline)) void chain_tile(Operand<T> a, Operand<T> b, int64_t n, T* c, int64_t ldc,
+                                                 bool add) {
   constexpr int64_t L = kLanes<T>;
-  T sums[MR * NV * L];
-  const T* row[MR];
+  Vec<T> acc[MR][NV];
 #pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) row[r] = a.data + r * a.row;
-  const T* p = b.data;
-  for (int64_t run = 0; run < depth; run += kRun) {
-    const int64_t end = run + kRun < depth ? run + kRun : depth;
-    for (int64_t k = run; k < end; k += kChain) {
-      const int64_t chain = k + kChain < end ? kChain : end - k;
-      Vec<T> acc[MR][NV] = {};
-      for (int64_t i = 0, at = 0; i < chain; ++i, at += a.step, p += b.step) {
-        Vec<T> bv[NV];
+  for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) bv[v] = load(p + v * L);
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r) {
-          const T x = row[r][at];
+    for (int v = 0; v < NV; ++v) acc[r][v] = Vec<T>{};
+  for (int64_t k = 0; k < n; ++k, a.data += a.step, b.data += b.step) {
+    Vec<T> bv[NV];
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
-        }
-      }
+    for (int v = 0; v < NV; ++v) bv[v] = load(b.data + v * L);
 #pragma GCC unroll 8
-      for (int r = 0; r < MR; ++r) row[r] += chain * a.step;
-      close_chain<T, NV, MR>(acc, sums, k == run);
+    for (int r = 0; r < MR; ++r) {
+      const T x = a.data[r * a.row];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
     }
-    close_run<T, NV, MR>(sums, c, ldc, run == 0 && !add);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      T* at = c + r * ldc + v * L;
+      store(at, add ? load(at) + acc[r][v] : acc[r][v]);
+    }
+}
+
+template <class T, int NV, int MR>
+static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add) {
+  constexpr int64_t columns = NV * kLanes<T>;
+  T sums[MR * columns];
+  const bool direct = !add && depth <= kRun;  // C is the only run
+  for (int64_t k = 0; k < depth; k += kChain) {
+    const int64_t n = depth - k < kChain ? depth - k : kChain;
+    chain_tile<T, NV, MR>({a.data + k * a.step, a.row, a.step}, {b.data + k * b.step, 0, b.step}, n,
+                          direct ? c : sums, direct ? ldc : columns, k % kRun > 0);
+    if (direct || ((k + n) % kRun > 0 && k + n < depth)) continue;
+    for (int r = 0; r < MR; ++r)
+      for (int64_t v = 0; v < columns; v += kLanes<T>) {
+        T* at = c + r * ldc + v;
+        const Vec<T> run = load(sums + r * columns + v);
+        store(at, add ? load(at) + run : run);
+      }
+    add = true;
   }
 }
 
