@@ -17,11 +17,16 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
+struct PixelRange {
+  int32_t begin, end;
+};
+
 // What one pass reduces over: pixels of a band, each with its window and its scaled gradient.
 template <class T>
 struct PassPixels {
-  std::vector<std::vector<PixelPair>>
-      kernel_rows;        // [kh of the pass]: pixels whose window row lies in the image
+  std::vector<PixelPair> list;
+  // [kh of the pass]: the parts of the list whose window row lies in the image.
+  std::vector<std::vector<PixelRange>> kernel_rows;
   T* gradient = nullptr;  // [panel][pixels, columns], scaled
   int64_t pixels = 0;
 };
@@ -45,8 +50,9 @@ struct WeightBand {
     const Geometry& g = p.geo;
     const int64_t all = band_rows(band) * g.Wo;
     std::vector<Scaled> corrections(list.size());
-    Scaled live;
-    collect(p, list, band, features, live, corrections);
+    Scaled cut;
+    std::vector<PixelRange> live;
+    collect(p, list, band, features, live, cut, corrections);
     T* const dense = memory;
     memory += all * panels.columns;
     for (size_t k = 0; k < list.size(); ++k) {
@@ -62,17 +68,17 @@ struct WeightBand {
       std::vector<T> scratch;
       T* row = plain;
       if (columns > panel.width) std::fill_n(plain, all * columns, T(0));
-      for (const Slice& s : band)
-        for (int64_t oh = s.begin; oh < s.end; ++oh, row += g.Wo * columns)
-          load_gradient_row(p, grad, s.n, oh, channel, panel.width, scratch, row, columns);
-      if (sums) add_sums(plain, columns, panel.width, live.pixel, sums + channel);
+      for (const Slice& s : band) {
+        load_gradient_rows(p, grad, s, channel, panel.width, scratch, row, columns);
+        row += s.rows() * g.Wo * columns;
+      }
+      if (sums) add_sums(plain, columns, panel.width, live, sums + channel);
       for (size_t k = 0; k < list.size(); ++k)
         for (size_t j = 0; j < corrections[k].pixel.size(); ++j)
           scale_row(plain + corrections[k].pixel[j] * columns, corrections[k].scale[j], columns,
                     passes[k].gradient + passes[k].pixels * panel.column + j * columns);
-      for (size_t j = 0; j < live.pixel.size(); ++j)
-        if (live.scale[j] != T(1))
-          scale_row(plain + live.pixel[j] * columns, live.scale[j], columns, plain + live.pixel[j] * columns);
+      for (size_t j = 0; j < cut.pixel.size(); ++j)
+        scale_row(plain + cut.pixel[j] * columns, cut.scale[j], columns, plain + cut.pixel[j] * columns);
     });
   }
 
@@ -82,57 +88,91 @@ struct WeightBand {
     std::vector<T> scale;
   };
 
+  // `live` are the pixels with a valid entry, `cut` those of them whose largest window is not whole.
   void collect(const Problem<T>& p, const std::vector<Pass>& list, const Band& band,
-               const std::vector<FeatureBand<T>>& features, Scaled& live, std::vector<Scaled>& corrections) {
+               const std::vector<FeatureBand<T>>& features, std::vector<PixelRange>& live, Scaled& cut,
+               std::vector<Scaled>& corrections) {
     const Geometry& g = p.geo;
-    for (size_t k = 0; k < list.size(); ++k) passes[k].kernel_rows.resize(list[k].kh);
+    for (size_t k = 0; k < list.size(); ++k) {
+      passes[k].kernel_rows.resize(list[k].kh);
+      if (list[k].kind == Pass::kAll) passes[k].list.reserve(band_rows(band) * g.Wo);
+    }
+    std::vector<int64_t> col_class;
+    for (int64_t ow = 0; ow < g.Wo; ++ow) col_class.push_back(up_class(ow, g.W, g.kw));
+    std::vector<int32_t> begin(list.size());  // of a row of pixels in each list
     int32_t at = 0;
     for (size_t s = 0; s < band.size(); ++s) {
       const Counts<T> counts(p, band[s].n);
-      for (int64_t oh = band[s].begin; oh < band[s].end; ++oh)
-        for (int64_t ow = 0; ow < g.Wo; ++ow, ++at) {
+      for (int64_t oh = band[s].begin; oh < band[s].end; ++oh) {
+        const int32_t* largest = counts.of[p.branches.size() - 1] + oh * g.Wo;
+        const int64_t row_class = up_class(oh, g.H, g.kh);
+        for (size_t k = 0; k < list.size(); ++k) begin[k] = static_cast<int32_t>(passes[k].list.size());
+        const auto add = [&](size_t k, int64_t ow, int64_t n, int32_t row) {
+          const FeatureBand<T>& source = features[list[k].source];
+          for (int64_t i = 0; i < n; ++i)
+            if (list[k].col_class < 0 || list[k].col_class == col_class[ow + i])
+              passes[k].list.push_back({static_cast<int32_t>(source.window(s, oh, ow + i) - source.data),
+                                        row + static_cast<int32_t>(i)});
+        };
+        for (int64_t ow = 0, n; ow < g.Wo; ow += n, at += static_cast<int32_t>(n)) {
+          n = 1;
+          const bool whole = largest[ow] == p.windows->whole.back();
+          while (whole && ow + n < g.Wo && largest[ow + n] == largest[ow]) ++n;
           const Ratios<T> ratios(p, counts.of, oh * g.Wo + ow);
           if (ratios.state == kDead) continue;
-          live.pixel.push_back(at);
-          live.scale.push_back(ratios.r[ratios.n - 1]);
+          if (live.empty() || live.back().end != at) live.push_back({at, at});
+          live.back().end = at + static_cast<int32_t>(n);
+          const T scale = ratios.r[ratios.n - 1];
+          if (scale != T(1)) {
+            cut.pixel.push_back(at);
+            cut.scale.push_back(scale);
+          }
           for (size_t k = 0; k < list.size(); ++k) {
-            const Pass& pass = list[k];
-            const bool correction = pass.kind != Pass::kAll;
-            if (correction && ratios.state == kPlain) continue;
-            const T factor = ratios.scale(pass, true);
-            if (factor == T(0)) continue;
-            if (pass.row_class >= 0 &&
-                (up_class(oh, g.H, g.kh) != pass.row_class || up_class(ow, g.W, g.kw) != pass.col_class))
+            if (list[k].row_class >= 0 && list[k].row_class != row_class) continue;
+            if (list[k].kind == Pass::kAll) {
+              add(k, ow, n, at);
               continue;
-            if (correction) {
-              corrections[k].pixel.push_back(at);
-              corrections[k].scale.push_back(factor);
             }
-            const FeatureBand<T>& source = features[pass.source];
-            const int32_t window = static_cast<int32_t>(source.window(s, oh, ow) - source.data);
-            const int32_t row = correction ? static_cast<int32_t>(corrections[k].pixel.size()) - 1 : at;
-            const Geometry& v = source.view.g;
-            for (int64_t i = 0; i < pass.kh; ++i) {
-              const int64_t h = (oh >> source.view.up) * v.sh + (pass.top + i) * v.dh - v.pt;
-              if (h >= 0 && h < v.H) passes[k].kernel_rows[i].push_back({window, row});
-            }
+            const T factor = whole ? T(0) : ratios.scale(list[k], true);
+            if (factor == T(0)) continue;
+            corrections[k].pixel.push_back(at);
+            corrections[k].scale.push_back(factor);
+            add(k, ow, 1, static_cast<int32_t>(corrections[k].pixel.size()) - 1);
           }
         }
+        for (size_t k = 0; k < list.size(); ++k) {
+          const int32_t end = static_cast<int32_t>(passes[k].list.size());
+          const View& view = features[list[k].source].view;
+          for (int64_t i = 0; begin[k] < end && i < list[k].kh; ++i) {
+            const int64_t h = (oh >> view.up) * view.g.sh + (list[k].top + i) * view.g.dh - view.g.pt;
+            if (h < 0 || h >= view.g.H) continue;
+            std::vector<PixelRange>& parts = passes[k].kernel_rows[i];
+            if (parts.empty() || parts.back().end != begin[k]) parts.push_back({begin[k], end});
+            parts.back().end = end;
+          }
+        }
+      }
     }
   }
   static void scale_row(const T* from, T scale, int64_t columns, T* to) {
     for (int64_t c = 0; c < columns; c += kLanes<T>) store(to + c, scale * load(from + c));
   }
-  static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<int32_t>& pixels,
+  static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<PixelRange>& live,
                        double* sums) {
-    constexpr size_t kRun = 256;  // summed in T, then in double
-    for (size_t i = 0; i < pixels.size(); i += kRun) {
-      T part[kPanel<T>] = {};
-      for (size_t j = i; j < std::min(pixels.size(), i + kRun); ++j)
-        for (int64_t c = 0; c < columns; c += kLanes<T>)
-          store(part + c, load(part + c) + load(plain + pixels[j] * columns + c));
-      for (int64_t c = 0; c < width; ++c) sums[c] += part[c];
-    }
+    constexpr int32_t kRun = 256;  // summed in T, then in double
+    for (const PixelRange& range : live)
+      for (int32_t i = range.begin; i < range.end; i += kRun)
+        for (int64_t c = 0; c < columns; c += kLanes<T>) {
+          const T* at = plain + i * columns + c;
+          const int64_t n = std::min(range.end - i, kRun);
+          Vec<T> part[4] = {};  // so that one addition need not wait for the other
+          for (int64_t j = 0; j < n / 4; ++j, at += 4 * columns)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) part[k] += load(at + k * columns);
+          for (int64_t j = 0; j < n % 4; ++j) part[0] += load(at + j * columns);
+          const Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
+          for (int64_t l = 0; l < std::min(kLanes<T>, width - c); ++l) sums[c + l] += sum[l];
+        }
   }
 };
 
@@ -145,24 +185,24 @@ static void accumulate(const Pass& pass, const PassPixels<T>& pixels, const Pane
   const T* gradient = pixels.gradient + pixels.pixels * panel.column;
   // Neighbouring taps of a dense kernel are one run of the padded row.
   const bool dense = g.dw == 1;
-  constexpr size_t kPixels = 128;  // whose gradients stay in the first cache
+  constexpr int64_t kPixels = 128;  // whose gradients stay in the first cache
   const int64_t run = dense ? pass.kw * chunk : chunk;
   for (int64_t i = 0; i < pass.kh; ++i) {
-    const std::vector<PixelPair>& list = pixels.kernel_rows[i];
-    for (size_t first = 0; first < list.size(); first += kPixels) {
-      const int64_t n = std::min(kPixels, list.size() - first);
-      for (int64_t j = 0; j < (dense ? 1 : pass.kw); ++j) {
-        const T* window = features.data + features.channel_offset(panel.group * g.Cg() + c) +
-                          ((pass.top + i) * g.dh * g.Wp + (pass.left + j) * g.dw) * chunk;
-        T* out = grads + (i * pass.kw + j) * chunk * columns;
-        for (int64_t m = 0, tiles = (run + kRows - 1) / kRows; tiles > 0; --tiles) {
-          const int64_t rows = (run - m + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
-          outer(panel.vectors, rows, window + m, list.data() + first, n, gradient, out + m * columns,
-                columns);
-          m += rows;
+    for (const PixelRange& part : pixels.kernel_rows[i])
+      for (int64_t first = part.begin; first < part.end; first += kPixels) {
+        const int64_t n = std::min(kPixels, part.end - first);
+        for (int64_t j = 0; j < (dense ? 1 : pass.kw); ++j) {
+          const T* window = features.data + features.channel_offset(panel.group * g.Cg() + c) +
+                            ((pass.top + i) * g.dh * g.Wp + (pass.left + j) * g.dw) * chunk;
+          T* out = grads + (i * pass.kw + j) * chunk * columns;
+          for (int64_t m = 0, tiles = (run + kRows - 1) / kRows; tiles > 0; --tiles) {
+            const int64_t rows = (run - m + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
+            outer(panel.vectors, rows, window + m, pixels.list.data() + first, n, gradient, out + m * columns,
+                  columns);
+            m += rows;
+          }
         }
       }
-    }
   }
 }
 
