@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -70,9 +71,10 @@ static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t 
     transpose(scratch.data(), width, cn, width, dst, ldd);
   }
   if (s.mask && !s.mask_per_channel) {
-    const uint8_t* mask = mask_row(s, n, 0, h);
-    for (int64_t w = 0; w < width; ++w)
-      if (!mask[w >> up]) std::fill_n(dst + w * ldd, cn, T(0));
+    const uint8_t *mask = mask_row(s, n, 0, h), *end = mask + ((width - 1) >> up) + 1;
+    for (const uint8_t* at = mask; (at = static_cast<const uint8_t*>(memchr(at, 0, end - at))); ++at)
+      for (int64_t w = (at - mask) << up; w < width && w >> up == at - mask; ++w)
+        std::fill_n(dst + w * ldd, cn, T(0));
   } else if (s.mask) {
     for (int64_t c = 0; c < cn; ++c) {
       const uint8_t* mask = mask_row(s, n, c0 + c, h);

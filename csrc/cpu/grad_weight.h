@@ -109,10 +109,13 @@ struct WeightBand {
         for (size_t k = 0; k < list.size(); ++k) begin[k] = static_cast<int32_t>(passes[k].list.size());
         const auto add = [&](size_t k, int64_t ow, int64_t n, int32_t row) {
           const FeatureBand<T>& source = features[list[k].source];
-          for (int64_t i = 0; i < n; ++i)
-            if (list[k].col_class < 0 || list[k].col_class == col_class[ow + i])
-              passes[k].list.push_back({static_cast<int32_t>(source.window(s, oh, ow + i) - source.data),
-                                        row + static_cast<int32_t>(i)});
+          for (int64_t i = 0; i < n; ++i) {
+            if (list[k].col_class >= 0 && list[k].col_class != col_class[ow + i]) continue;
+            PixelPair& pair =
+                passes[k].list.emplace_back();  // a copied one waits for its halves to be stored
+            pair.a = static_cast<int32_t>(source.window(s, oh, ow + i) - source.data);
+            pair.b = row + static_cast<int32_t>(i);
+          }
         };
         for (int64_t ow = 0, n; ow < g.Wo; ow += n, at += static_cast<int32_t>(n)) {
           n = 1;

@@ -187,6 +187,32 @@ PCONV_INLINE void transpose16x16(const float* s, int64_t lds, float* d, int64_t 
     _mm512_storeu_ps(d + (i + 12) * ldd, _mm512_shuffle_f32x4(b, e, 0xdd));
   }
 }
+// Three rows beside each other, as those of a picture's colours.
+struct Interleave3 {
+  alignas(64) int32_t first[3][16] = {}, second[3][16] = {};  // of rows 0 and 1, then of those and row 2
+  constexpr Interleave3() {
+    for (int v = 0; v < 3; ++v)
+      for (int i = 0; i < 16; ++i) {
+        const int row = (16 * v + i) % 3, col = (16 * v + i) / 3;
+        first[v][i] = row < 2 ? row * 16 + col : 0;
+        second[v][i] = row < 2 ? i : 16 + col;
+      }
+  }
+};
+static void interleave3(const float* src, int64_t lds, int64_t cols, float* dst) {
+  static constexpr Interleave3 from;
+  int64_t j = 0;
+  for (; j + 16 <= cols; j += 16) {
+    const __m512 a = _mm512_loadu_ps(src + j), b = _mm512_loadu_ps(src + lds + j),
+                 c = _mm512_loadu_ps(src + 2 * lds + j);
+#pragma GCC unroll 3
+    for (int v = 0; v < 3; ++v)
+      _mm512_storeu_ps(dst + 3 * j + 16 * v,
+                       _mm512_permutex2var_ps(_mm512_permutex2var_ps(a, _mm512_load_si512(from.first[v]), b),
+                                              _mm512_load_si512(from.second[v]), c));
+  }
+  transpose_scalar(src + j, lds, 3, cols - j, dst + 3 * j, 3);
+}
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
@@ -215,6 +241,7 @@ static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols,
   const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
   int64_t done = 0;  // rows
 #if PCONV_VECTOR_BYTES == 64
+  if (rows == 3 && ldd == 3) return interleave3(src, lds, cols, dst);
   done = rows / 16 * 16;
   const int64_t cols16 = cols / 16 * 16;
   transpose_blocks<16>(src, lds, done, cols16, dst, ldd);

@@ -85,19 +85,26 @@ Windows count_windows(const Geometry& g, const std::vector<Source>& sources,
     std::vector<int32_t> columns(stride);
     for (int64_t at = begin; at < end; ++at) {
       const int64_t n = at / g.Ho, oh = at % g.Ho;
+      std::fill(columns.begin(), columns.end(), 0);
+      int64_t first = 0, last = 0;  // rows of the window that `columns` has: each window lies in the next
       for (size_t b = 0; b < kernels.size(); ++b) {
         const auto [kh, kw] = kernels[b];
         const int64_t top = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
-        std::fill(columns.begin(), columns.end(), 0);
-        for (int64_t i = 0; i < kh; ++i) {
-          const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * stride;
-          for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
-        }
+        const auto add_rows = [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + i * g.dh) * stride;
+            for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
+          }
+        };
+        if (b == 0) first = last = top;
+        add_rows(top, first);
+        add_rows(last, top + kh);
+        first = top, last = top + kh;
         int32_t* count = out.count[b].data() + at * g.Wo;
         std::fill_n(count, g.Wo, 0);
         for (int64_t j = 0; j < kw; ++j) {
-          const int64_t first = (left + j) * g.dw;
-          const int32_t* column = columns.data() + first % g.sw * part + first / g.sw;
+          const int64_t at_column = (left + j) * g.dw;
+          const int32_t* column = columns.data() + at_column % g.sw * part + at_column / g.sw;
           for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow];
         }
       }
