@@ -6,6 +6,7 @@
 
 #include "../pixel.h"
 #include "bands.h"
+#include "grad_weight_few_outputs.h"
 #include "isa.h"
 #include "microkernels.h"
 #include "pack.h"
@@ -226,6 +227,8 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
     if (grad_sum) std::fill_n(grad_sum, g.O, T(0));
     return;
   }
+  if (has_few_outputs_for_weights(p))
+    return grad_weight_few_outputs(p, grad, grad_weights[0], grad_scales[0], grad_sum);
 
   const int64_t threads = thread_count();
   const int64_t row_bytes = (g.sh * g.Wp * g.C + g.Wo * panels.columns) * sizeof(T);

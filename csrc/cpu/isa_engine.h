@@ -10,9 +10,11 @@
 #include "tiles.h"
 #include "bands.h"
 #include "forward_dots.h"
+#include "forward_few_outputs.h"
 #include "forward.h"
 #include "grad_input_axis.h"
 #include "grad_input.h"
+#include "grad_weight_few_outputs.h"
 #include "grad_weight.h"
 
 namespace pconv::PCONV_ISA {
