@@ -55,11 +55,14 @@ static void load_planes(const Problem<T>& p, const Source& s, int64_t image, int
         __builtin_prefetch(static_cast<const T*>(s.data) + at + s.W + i, 0, 2);
     }
   }
+  const uint8_t* mask = nullptr;
   for (int64_t c = 0; c < s.C; ++c) {
     T* row = dst + c * ldd;
-    const uint8_t* mask = s.mask ? mask_row(s, image, c, h) + first : nullptr;
-    if (mask && memchr(mask, 0, n))
-      for (int64_t i = 0; i < n; ++i) row[i] = mask[i] ? row[i] : T(0);
+    if (s.mask && (c == 0 || s.mask_per_channel)) {
+      mask = mask_row(s, image, c, h) + first;
+      if (!memchr(mask, 0, n)) mask = nullptr;
+    }
+    for (int64_t i = 0; mask && i < n; ++i) row[i] = mask[i] ? row[i] : T(0);
     std::fill(row + n, row + ldd, T(0));
   }
 }
