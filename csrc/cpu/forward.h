@@ -10,6 +10,7 @@
 #include "../pixel.h"
 #include "bands.h"
 #include "forward_dots.h"
+#include "forward_few_outputs.h"
 #include "isa.h"
 #include "microkernels.h"
 #include "pack.h"
@@ -358,6 +359,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
+  if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);
   const std::optional<Winograd<T>> w = choose_winograd(p);
   if (w && Forward<T>(p, bias, out, &*w).run()) return;
   Forward<T>(p, bias, out, nullptr).run();

@@ -104,7 +104,7 @@ struct GradientBand {
       }
       for (int64_t c = 0; c < g.O; c += chunk) {
         T* all = row(0, r) + c / chunk * plane + left * chunk;
-        if (inside) load_gradient_row(p, grad, s.n, oh, c, chunk, scratch, all, chunk);
+        if (inside) load_gradient_rows(p, grad, {s.n, oh, oh + 1}, c, chunk, scratch, all, chunk);
         for (int64_t k = passes; k-- > 0;)  // the first pass last: its row is the source
           scale_row(g.Wo, row(k, r) + c / chunk * plane, all, inside ? scale.data() + k * g.Wo : nullptr);
         if (limit > T(0)) all_moderate &= moderate(all, g.Wo * chunk);

@@ -201,13 +201,17 @@ struct Counts {
   }
 };
 
-// Whether any window asks for a ratio above the limit of Winograd's products.
+// Whether any live window asks for a ratio above the limit of Winograd's products.
 template <class T>
 static bool any_ratio_above(const Problem<T>& p, T limit) {
-  const std::vector<int32_t>&largest = p.windows->count.back(), &smallest = p.windows->count.front();
+  const Geometry& g = p.geo;
   const T least = static_cast<T>(p.windows->whole.back()) / limit;
-  for (size_t i = 0; i < largest.size(); ++i)
-    if (largest[i] < least && smallest[i] > 0) return true;
+  for (int64_t n = 0; n < p.windows->Nm; ++n) {
+    const int32_t* largest = p.windows->counts(p.branches.size() - 1, g, n);
+    const int32_t* smallest = p.windows->counts(0, g, n);
+    for (int64_t i = 0; i < g.Ho * g.Wo; ++i)
+      if (largest[i] < least && smallest[i] > 0) return true;
+  }
   return false;
 }
 
