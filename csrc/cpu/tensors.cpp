@@ -4,10 +4,26 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace pconv {
+
+// Asks for pages of 2 MB where memory is large: the system clears fresh pages when they are first touched, and
+// small ones one by one, which can take longer than the convolution.
+static void ask_for_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 Buffer allocate(int64_t bytes) {
   auto* tensor = new Tensor(torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte));
+  ask_for_large_pages(tensor->mutable_data_ptr(), bytes);
   return Buffer(tensor->mutable_data_ptr(), [tensor](void*) { delete tensor; });
 }
 
@@ -126,13 +142,33 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up) {
   return s;
 }
 
+static int64_t entry_bytes(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+static Tensor with_large_pages(Tensor t) {
+  ask_for_large_pages(t.mutable_data_ptr(), t.numel() * entry_bytes(t.scalar_type()));
+  return t;
+}
+
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return with_large_pages(
+      torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
+                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype) {
-  return torch::stable::empty(t.sizes(), dtype);
+  return with_large_pages(torch::stable::empty(t.sizes(), dtype));
 }
 
 Target target_of(const Tensor& t, bool channels_last) {
