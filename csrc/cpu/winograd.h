@@ -143,22 +143,21 @@ static int64_t odd_lines(int64_t entries) {
   return ((entries + line - 1) / line | 1) * line;
 }
 
+constexpr int64_t kLeastChannels = 16;
+
 static constexpr WinogradTransforms<float> kWinogradFloat[] = {
     winograd_transforms<float, 4, 2>(), winograd_transforms<float, 4, 3>(), winograd_transforms<float, 4, 4>(),
     winograd_transforms<float, 2, 2>(), winograd_transforms<float, 2, 3>(), winograd_transforms<float, 2, 4>(),
 };
 
-// The cheapest way to cover a convolution, if there is one that beats the direct form.
+// The cheapest way to cover a convolution of `channels`, if there is one that beats the direct form.
 template <class T>
-static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
+static std::optional<Winograd<T>> choose_winograd(const Geometry& g, int64_t channels) {
   if constexpr (std::is_same_v<T, float>) {
-    const Geometry& g = p.geo;
-    if (algorithm() == Algorithm::direct) return {};
     const auto residue = [&](int64_t k) { return (k + g.sh - 1) / g.sh; };
+    if (algorithm() == Algorithm::direct) return {};
     if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
-    if (g.Og() < 16) return {};
-    for (const Source& s : p.sources)
-      if (s.C / g.groups < 16) return {};
+    if (g.Og() < kLeastChannels || channels / g.groups < kLeastChannels) return {};
     std::optional<Winograd<T>> best;
     int64_t least = 0;
     for (const WinogradTransforms<T>& f : kWinogradFloat) {
@@ -171,6 +170,12 @@ static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
     return best;
   }
   return {};
+}
+template <class T>
+static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
+  int64_t channels = p.geo.C;
+  for (const Source& s : p.sources) channels = std::min(channels, s.C);
+  return choose_winograd<T>(p.geo, channels);
 }
 
 }  // namespace
