@@ -68,7 +68,9 @@ class GradInput {
                               : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_w, g_.pl);
     }
     split_panels_ = static_cast<int64_t>(panels_.list.size()) >= threads_ && weights_outweigh(w);
-    chunk_ = !split_panels_ ? g_.Og() : w ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes) : channel_chunk(g_.Og());
+    chunk_ = !split_panels_ ? g_.Og()
+             : w            ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes)
+                            : channel_chunk(g_.Og());
     if (w) dense_.emplace(p, *w, source, rows_, cols_, chunk_);
     for (const Pass& pass : passes_) {
       placements_.emplace_back(p.branches.size());
@@ -153,9 +155,8 @@ class GradInput {
       if (dense_) dense_->add_tiles(band[i], *loaded.slices[i], pixel, loaded.tiles);
       pixel += static_cast<int32_t>(band[i].rows() * source_.W);
     }
-    each(threads, loaded.tiles.size(), [&](int64_t i) {
-      dense_->load(loaded.tiles[i], loaded.plane, operand + i * dense_->tile_size());
-    });
+    each(threads, loaded.tiles.size(),
+         [&](int64_t i) { dense_->load(loaded.tiles[i], loaded.plane, operand + i * dense_->tile_size()); });
     return loaded;
   }
   // Packed weights of one chunk and panel.
@@ -268,7 +269,7 @@ class GradInput {
   std::optional<WinogradGradInput<T>> dense_;
   std::vector<std::vector<ClassTaps>> tables_;
   std::vector<Placements> placements_;
-  Offsets offset_{0};  // of each pass in a packed panel, in rows
+  Offsets offset_{0};                                   // of each pass in a packed panel, in rows
   int64_t gradient_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
   std::atomic<bool> moderate_{true};
 };
@@ -290,9 +291,9 @@ static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Tar
     if (!out[i].data || p.geo.N * source.H * source.W * source.C == 0) continue;
     std::optional<Winograd<T>> w;
     if (!source.up)
-      w = choose_winograd<T>(p.geo, source.C);
+      w = choose_winograd<T, Favour::none>(p.geo, source.C);
     else if (p.geo.H % 2 == 0 && p.geo.W % 2 == 0)
-      w = choose_winograd<T>(gathered(p.geo, source), source.C);
+      w = choose_winograd<T, Favour::none>(gathered(p.geo, source), source.C);
     if (w && GradInput<T>(p, grad, views[i], source, out[i], &*w).run()) continue;
     GradInput<T>(p, grad, views[i], source, out[i], nullptr).run();
   }

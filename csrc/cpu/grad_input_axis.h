@@ -25,13 +25,13 @@ struct Span {
   int64_t size() const { return end - begin; }
 };
 
-// Winograd's tiles: tile t covers input rows [start + t * size, start + (t + 1) * size) and meets gradient rows
-// [first + t * step, first + t * step + span).
+// Winograd's tiles: tile t covers input rows [start + t * size, start + (t + 1) * size) and meets gradient
+// rows [first + t * step, first + t * step + span).
 struct AxisTiles {
   int64_t size, start, step, span, first;
 
-  // m results of each residue modulo the stride, which lie next to each other in the image. Of residue a tile t
-  // holds rows stride * (first + t * step + taps(a) - 1 + i) + a - pad for i < m.
+  // m results of each residue modulo the stride, which lie next to each other in the image. Of residue a tile
+  // t holds rows stride * (first + t * step + taps(a) - 1 + i) + a - pad for i < m.
   static AxisTiles of_residues(int64_t m, int64_t r, int64_t stride, bool shorter, int64_t pad) {
     const int64_t odd = shorter ? 1 : 0;  // the last residue's results begin one earlier
     const int64_t first = (pad + odd) / stride - (r - 1);

@@ -1,5 +1,6 @@
-// What the input gradient gathers from, and the rows that gather: stored pixels of one source, sorted by class
-// (the residue modulo the stride, one class for all that no tap meets) since each class meets its own taps.
+// What the input gradient gathers from, and the rows that gather: stored pixels of one source, sorted by
+// class (the residue modulo the stride, one class for all that no tap meets) since each class meets its own
+// taps.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -112,7 +113,9 @@ struct GradientBand {
     }
   }
   T* row(int64_t pass, int64_t r) const { return data + (pass * rows + r) * Gw * chunk; }
-  const uint8_t* mark(int64_t pass, int64_t r) const { return marks.data() + (pass * rows + r) * mark_stride; }
+  const uint8_t* mark(int64_t pass, int64_t r) const {
+    return marks.data() + (pass * rows + r) * mark_stride;
+  }
 
  private:
   uint8_t* mark(int64_t pass, int64_t r) { return marks.data() + (pass * rows + r) * mark_stride; }

@@ -55,7 +55,7 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
       make_bands(g.N, g.Ho,
                  dense        ? dense->rows_per_band()
                  : own_copies ? rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads)
-                            : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1));
+                              : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1));
   int64_t feature_size = 0, max_pixels = 0, tiles = 0;
   for (const Band& band : bands) {
     if (dense) tiles = std::max(tiles, dense->tile_count(band));
@@ -113,8 +113,8 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
       const int64_t count = bands.size();
       for (int64_t i = copy * count / copies; i < (copy + 1) * count / copies; ++i) {
         const std::vector<FeatureBand<T>> features = make_features(p, views, bands[i], layout.chunk, memory);
-        const WeightBand<T> band(p, passes, panels, grad, bands[i], features, limit, memory + feature_size, false,
-                                 grad_sum ? channel_sums[copy].data() : nullptr);
+        const WeightBand<T> band(p, passes, panels, grad, bands[i], features, limit, memory + feature_size,
+                                 false, grad_sum ? channel_sums[copy].data() : nullptr);
         if (!any) continue;
         for (const FeatureBand<T>& source : features) load_features(p, source, false);
         for (const Panel& panel : panels.list)
@@ -133,8 +133,9 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
     for (size_t b = 0; b < bands.size(); ++b) {
       const std::vector<FeatureBand<T>> features =
           make_features(p, views, bands[b], layout.chunk, as<T>(scratch));
-      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, limit, as<T>(scratch) + feature_size,
-                               true, grad_sum ? channel_sums[0].data() : nullptr);
+      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, limit,
+                               as<T>(scratch) + feature_size, true,
+                               grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
       for (const FeatureBand<T>& source : features) load_features(p, source, true);
       if (dense) {
@@ -148,8 +149,7 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
         std::fill_n(mine, sum_size, T(0));
         for (size_t k = 0; dense && k < passes.size(); ++k)
           if (passes[k].kind == Pass::kWinograd && passes[k].source == chunks[chunk].source)
-            dense->multiply(panel, chunk, mine + sum_size,
-                            mine + layout.row[k] * panel.vectors * kLanes<T>);
+            dense->multiply(panel, chunk, mine + sum_size, mine + layout.row[k] * panel.vectors * kLanes<T>);
         accumulate_chunk(band, features, panel, chunks[chunk], mine);
         PackScratch<T> pack;
         for (size_t branch = 0; branch < branches; ++branch)
@@ -187,7 +187,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   }
   if (has_few_outputs_for_weights(p))
     return grad_weight_few_outputs(p, grad, grad_weights[0], grad_scales[0], grad_sum);
-  const std::optional<Winograd<T>> w = choose_winograd(p);
+  const std::optional<Winograd<T>> w = choose_winograd<T, Favour::none>(p, kLeastTiles);
   if (w && grad_weight_by(&*w, p, grad, grad_weights, grad_scales, grad_sum)) return;
   grad_weight_by<T>(nullptr, p, grad, grad_weights, grad_scales, grad_sum);
 }

@@ -1,4 +1,5 @@
-// The scaled gradients of a band of output rows, and the windows that each pass of the weight gradient sums over.
+// The scaled gradients of a band of output rows, and the windows that each pass of the weight gradient sums
+// over.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -109,8 +110,8 @@ struct WeightBand {
 
   // `live` are the pixels with a valid entry, `cut` those of them whose largest window is not whole.
   void collect(const Problem<T>& p, const std::vector<Pass>& list, const Band& band,
-               const std::vector<FeatureBand<T>>& features, T limit, std::vector<PixelRange>& live, Scaled& cut,
-               std::vector<Scaled>& corrections) {
+               const std::vector<FeatureBand<T>>& features, T limit, std::vector<PixelRange>& live,
+               Scaled& cut, std::vector<Scaled>& corrections) {
     const Geometry& g = p.geo;
     for (size_t k = 0; k < list.size(); ++k) {
       passes[k].kernel_rows.resize(list[k].kh);

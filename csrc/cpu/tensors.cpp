@@ -10,8 +10,8 @@
 
 namespace pconv {
 
-// Asks for pages of 2 MB where memory is large: the system clears fresh pages when they are first touched, and
-// small ones one by one, which can take longer than the convolution.
+// Asks for pages of 2 MB where memory is large: the system clears fresh pages when they are first touched,
+// and small ones one by one, which can take longer than the convolution.
 static void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 2 << 20;

@@ -1,6 +1,7 @@
 // The dense pass of the input gradient by Winograd: a correlation of the scaled gradient with the turned
-// filter of each residue modulo the stride. One transform of a gradient tile serves all residues. A map that is
-// read up-sampled gathers four pixels in one: a filter of stride 2 moves over the gradient, as in the forward.
+// filter of each residue modulo the stride. One transform of a gradient tile serves all residues. A map that
+// is read up-sampled gathers four pixels in one: a filter of stride 2 moves over the gradient, as in the
+// forward.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -90,8 +91,8 @@ class WinogradGradInput {
   }
   // Channels [o, o + count) of a chunk, from merged weights; false where a weight is too large.
   bool pack(const Panel& panel, int64_t o, int64_t count, const T* merged, T* out) const {
-    return pack_winograd(w_, kernel(p_.geo.kh), kernel(p_.geo.kw), panel.vectors * kLanes<T>, o, count, padded_,
-                         !up_, merged, out);
+    return pack_winograd(w_, kernel(p_.geo.kh), kernel(p_.geo.kw), panel.vectors * kLanes<T>, o, count,
+                         padded_, !up_, merged, out);
   }
   // Adds a chunk of a group to the products of `tiles` tiles; the first starts them.
   void multiply(const Panel& panel, int64_t chunk, int64_t tiles, const T* data, const T* packed,
@@ -113,8 +114,8 @@ class WinogradGradInput {
     }
   }
   // Adds the tiles' results to results [pixels and one more, columns].
-  void finish(const Panel& panel, const std::vector<GradientTile<T>>& tiles, const T* products, int64_t pixels,
-              T* results) const {
+  void finish(const Panel& panel, const std::vector<GradientTile<T>>& tiles, const T* products,
+              int64_t pixels, T* results) const {
     const int64_t columns = panel.vectors * kLanes<T>;
     const std::vector<T> ones(w_.m * w_.m, T(1));
     Offsets to(w_.m * w_.m);
@@ -129,8 +130,8 @@ class WinogradGradInput {
             to[i * w_.m + j] =
                 (inside ? tile.pixel + (y - tile.slice.begin) * cols_.size + x : pixels) * columns;
           }
-        const Offsets from = up_ ? w_.grid(w_.n, w_.n, w_.n * columns, columns)
-                                 : w_.frequency_offsets(a, b, columns, 0);
+        const Offsets from =
+            up_ ? w_.grid(w_.n, w_.n, w_.n * columns, columns) : w_.frequency_offsets(a, b, columns, 0);
         w_.f->outputs[h][v](products, from.data(), columns, results, to.data(), ones.data());
       });
       products += product_size_;

@@ -17,6 +17,8 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
+constexpr int64_t kLeastTiles = 48;
+
 template <class T>
 class WinogradGradWeight {
  public:
@@ -66,9 +68,10 @@ class WinogradGradWeight {
             from.push_back((inside ? tiles[t].pixel + i * p_.geo.Wo + j : pixels) * columns);
           }
         const Offsets to = w_.grid(w_.n, w_.n, w_.n * columns, columns);
-        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns,
-                        gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
-                        to.data());
+        w_.f->gradients(
+            gradient + (pixels + 1) * panel.column, from.data(), columns,
+            gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
+            to.data());
       }
     });
   }
