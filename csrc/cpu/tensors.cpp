@@ -10,8 +10,9 @@
 
 namespace pconv {
 
-// Asks for pages of 2 MB where memory is large: the system clears fresh pages when they are first touched,
-// and small ones one by one, which can take longer than the convolution.
+// Asks for pages of 2 MB for scratch memory, which the allocator mostly hands out again: packed weights and
+// operands of Winograd's products lie far apart, and looking up small pages costs a tenth of the time.
+// Results are fresh memory every time, for which a virtual machine may have to find such pages at great cost.
 static void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 2 << 20;
@@ -142,33 +143,13 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up) {
   return s;
 }
 
-static int64_t entry_bytes(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return 8;
-    case ScalarType::Float:
-      return 4;
-    case ScalarType::Half:
-    case ScalarType::BFloat16:
-      return 2;
-    default:
-      return 1;
-  }
-}
-
-static Tensor with_large_pages(Tensor t) {
-  ask_for_large_pages(t.mutable_data_ptr(), t.numel() * entry_bytes(t.scalar_type()));
-  return t;
-}
-
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last) {
-  return with_large_pages(
-      torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  return torch::stable::empty({N, C, H, W}, dtype, std::nullopt, std::nullopt, std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype) {
-  return with_large_pages(torch::stable::empty(t.sizes(), dtype));
+  return torch::stable::empty(t.sizes(), dtype);
 }
 
 Target target_of(const Tensor& t, bool channels_last) {
