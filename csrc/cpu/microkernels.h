@@ -135,6 +135,9 @@ static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_
   constexpr int64_t columns = NV * kLanes<T>;
   T sums[MR * columns];
   const bool direct = !add && depth <= kRun;  // C is the only run
+  for (int r = 0; r < MR; ++r)
+    for (int64_t v = 0; v < columns; v += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(c + r * ldc + v, 1);
   for (int64_t k = 0; k < depth; k += kChain) {
     const int64_t n = depth - k < kChain ? depth - k : kChain;
     chain_tile<T, NV, MR>({a.data + k * a.step, a.row, a.step}, {b.data + k * b.step, 0, b.step}, n,
