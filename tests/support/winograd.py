@@ -6,6 +6,9 @@ from support.cases import differentiable
 import pconv_ext
 from pconv_ext import reference
 
+#: (size, stride) of windows that are covered: 2 to 4 taps for each residue of the stride.
+WINDOWS = [(2, 1), (3, 1), (4, 1), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2)]
+
 
 def gradient_for(operator, args):
     """Normal numbers in shape, dtype and layout of the output."""
