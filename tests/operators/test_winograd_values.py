@@ -43,13 +43,13 @@ def pass_of(result):
 def a_call(operator, mask="rectangle", dtype=torch.float32):
     """Arguments, and a gradient of the output, with a hole from the middle of the image on."""
     if operator == "partial_conv2d":
-        args = arguments.partial_conv2d("cpu", (2, 24, 26, 27), 32, 3, mask, dtype=dtype, padding=1)
+        args = arguments.partial_conv2d("cpu", (2, 16, 22, 25), 32, 3, mask, dtype=dtype, padding=1)
     elif operator == "msfef":
-        args = arguments.msfef("cpu", (2, 24, 26, 27), 32, mask=mask, dtype=dtype)
+        args = arguments.msfef("cpu", (2, 16, 22, 25), 32, mask=mask, dtype=dtype)
         args["scales"] = (0.5 + torch.rand(args["scales"].shape)).to(dtype)
     else:
         args = arguments.upcat_partial_conv2d(
-            "cpu", (2, 24, 13, 14), 16, (26, 27), 32, masks=(mask, mask), dtype=dtype
+            "cpu", (2, 24, 11, 13), 16, (22, 25), 32, masks=(mask, mask), dtype=dtype
         )
     return args, gradient_for(operator, args)
 
