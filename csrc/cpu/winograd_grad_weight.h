@@ -75,8 +75,10 @@ class WinogradGradWeight {
       }
     });
   }
-  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch.
+  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch; where
+  // no tile counts `grads` stay, which are 0.
   void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
+    if (tiles_ == 0) return;
     const WinogradChunk& c = input_.chunks[chunk];
     const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
     const T* gradients = gradients_ + tiles_ * w_.frequencies() * panel.column;

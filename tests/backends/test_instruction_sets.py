@@ -9,7 +9,10 @@ import pytest
 
 pytestmark = pytest.mark.deep
 
-OPERATORS = ["test_partial_conv2d.py", "test_msfef.py", "test_upcat_partial_conv2d.py"]
+OPERATORS = [
+    *("test_partial_conv2d.py", "test_msfef.py", "test_upcat_partial_conv2d.py"),
+    *("test_winograd.py", "test_winograd_choice.py", "test_winograd_values.py"),
+]
 #: Torch's own names in ATEN_CPU_CAPABILITY, and what the kernels make of them.
 CAPABILITIES = {"default": "baseline", "avx2": "avx2"}
 

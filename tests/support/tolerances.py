@@ -47,16 +47,27 @@ GPU_TOLERANCES = TOLERANCES | {
 TF32 = Tolerance(2e-2, "both operands rounded to 2^-11, in sums of up to some thousand products")
 
 
-def assert_close(
-    actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str, backend: str = "cpu"
-) -> None:
-    """Compare `actual`, computed in `dtype` by `backend`, with `expected` in float64."""
-    assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
+def error_of(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error of finite `actual` against `expected`, of the scale above; 0 of empty tensors."""
     actual, expected = actual.detach().double(), expected.detach().double()
     if not expected.numel():
-        return
-    assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
+        return 0.0
     scale = expected.abs() + expected.square().mean().sqrt()
-    error = ((actual - expected).abs() / scale.clamp(min=1e-300)).max().item()
-    limit = (GPU_TOLERANCES if backend in GPU_BACKENDS else TOLERANCES)[dtype].relative
-    assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.0e}"
+    return ((actual - expected).abs() / scale.clamp(min=1e-300)).max().item()
+
+
+def assert_close(
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    dtype: torch.dtype,
+    what: str,
+    backend: str = "cpu",
+    limit: float | None = None,
+) -> None:
+    """Compare `actual`, computed in `dtype` by `backend`, with `expected` in float64; `limit` for another."""
+    assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
+    assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
+    error = error_of(actual, expected)
+    if limit is None:
+        limit = (GPU_TOLERANCES if backend in GPU_BACKENDS else TOLERANCES)[dtype].relative
+    assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.1e}"
