@@ -89,9 +89,9 @@ static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment
   }
 }
 
-// Sums for Winograd's transforms, which amplify rounding errors: chains of kChain products, chains added up
-// in runs of kRun products, runs in C. The error of one long chain would grow with its length.
-constexpr int64_t kChain = 32, kRun = 256;
+// Sums for Winograd's transforms, which amplify rounding errors: chains of products, eight chains added up in
+// a run, runs in C. The error of one long chain would grow with its length.
+constexpr int64_t kChain = 32, kChainsOfRun = 8;
 
 // An operand: entries between its rows (of A) and between the steps of the reduction.
 template <class T>
@@ -131,66 +131,68 @@ static __attribute__((noinline)) void chain_tile(Operand<T> a, Operand<T> b, int
 }
 
 template <class T, int NV, int MR>
-static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add) {
+static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add,
+                         int64_t length) {
   constexpr int64_t columns = NV * kLanes<T>;
   T sums[MR * columns];
-  const bool direct = !add && depth <= kRun;  // C is the only run
+  const int64_t run = kChainsOfRun * length;
+  const bool direct = !add && depth <= run;  // C is the only run
   for (int r = 0; r < MR; ++r)
     for (int64_t v = 0; v < columns; v += 64 / static_cast<int64_t>(sizeof(T)))
       __builtin_prefetch(c + r * ldc + v, 1);
-  for (int64_t k = 0; k < depth; k += kChain) {
-    const int64_t n = depth - k < kChain ? depth - k : kChain;
+  for (int64_t k = 0; k < depth; k += length) {
+    const int64_t n = depth - k < length ? depth - k : length;
     chain_tile<T, NV, MR>({a.data + k * a.step, a.row, a.step}, {b.data + k * b.step, 0, b.step}, n,
-                          direct ? c : sums, direct ? ldc : columns, k % kRun > 0);
-    if (direct || ((k + n) % kRun > 0 && k + n < depth)) continue;
+                          direct ? c : sums, direct ? ldc : columns, k % run > 0);
+    if (direct || ((k + n) % run > 0 && k + n < depth)) continue;
     for (int r = 0; r < MR; ++r)
       for (int64_t v = 0; v < columns; v += kLanes<T>) {
         T* at = c + r * ldc + v;
-        const Vec<T> run = load(sums + r * columns + v);
-        store(at, add ? load(at) + run : run);
+        const Vec<T> sum = load(sums + r * columns + v);
+        store(at, add ? load(at) + sum : sum);
       }
     add = true;
   }
 }
 
 template <class T, int NV>
-static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
-                         bool add) {
+static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add,
+                         int64_t length) {
   switch (rows) {
     case 6:
-      return product_tile<T, NV, 6>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 6>(a, b, depth, c, ldc, add, length);
     case 5:
-      return product_tile<T, NV, 5>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 5>(a, b, depth, c, ldc, add, length);
     case 4:
-      return product_tile<T, NV, 4>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 4>(a, b, depth, c, ldc, add, length);
     case 3:
-      return product_tile<T, NV, 3>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 3>(a, b, depth, c, ldc, add, length);
     case 2:
-      return product_tile<T, NV, 2>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 2>(a, b, depth, c, ldc, add, length);
     default:
-      return product_tile<T, NV, 1>(a, b, depth, c, ldc, add);
+      return product_tile<T, NV, 1>(a, b, depth, c, ldc, add, length);
   }
 }
-// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
+// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors], in chains of `length`.
 template <class T>
 static void product(int64_t vectors, int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c,
-                    int64_t ldc, bool add) {
+                    int64_t ldc, bool add, int64_t length = kChain) {
   for (int64_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const int64_t count = (rows + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
     switch (vectors) {
 #if PCONV_VECTOR_BYTES == 64
       case 4:
-        product_rows<T, 4>(count, a, b, depth, c, ldc, add);
+        product_rows<T, 4>(count, a, b, depth, c, ldc, add, length);
         break;
       case 3:
-        product_rows<T, 3>(count, a, b, depth, c, ldc, add);
+        product_rows<T, 3>(count, a, b, depth, c, ldc, add, length);
         break;
 #endif
       case 2:
-        product_rows<T, 2>(count, a, b, depth, c, ldc, add);
+        product_rows<T, 2>(count, a, b, depth, c, ldc, add, length);
         break;
       default:
-        product_rows<T, 1>(count, a, b, depth, c, ldc, add);
+        product_rows<T, 1>(count, a, b, depth, c, ldc, add, length);
     }
     rows -= count;
     a.data += count * a.row;

@@ -17,7 +17,9 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
-constexpr int64_t kLeastTiles = 48;
+// Fewer tiles than that average too little of what they round; shorter chains than those of channels, since
+// the transforms back to taps amplify more.
+constexpr int64_t kLeastTiles = 48, kTileChain = 16;
 
 template <class T>
 class WinogradGradWeight {
@@ -75,8 +77,8 @@ class WinogradGradWeight {
       }
     });
   }
-  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch; where
-  // no tile counts `grads` stay, which are 0.
+  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch;
+  // where no tile counts `grads` stay, which are 0.
   void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
     if (tiles_ == 0) return;
     const WinogradChunk& c = input_.chunks[chunk];
@@ -87,7 +89,8 @@ class WinogradGradWeight {
         const T* data = data_ + input_.place(panel.group, c, q) + k * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
         product<T>(panel.vectors, c.size, {data, 1, input_.tile_size},
-                   {gradients + q * columns, 0, w_.frequencies() * columns}, tiles_, out, columns, false);
+                   {gradients + q * columns, 0, w_.frequencies() * columns}, tiles_, out, columns, false,
+                   kTileChain);
       }
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
