@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,14 +28,14 @@ def prepack(module: Module, enabled: bool = True) -> Module:
         net = pconv_ext.prepack(net.eval())
         pconv_ext.prepack(net, False)  # undone
 
-    Results differ by rounding alone. The packed weights take memory beside the weights: with F(4, r) for each
-    pair of an input and an output channel 252 values beside the 83 of an MSFEF with kernels 3, 5, 7 and
-    stride 2, 45 beside the 9 of a 3x3 kernel, 90 with stride 2. They belong to the module only while it
-    lives: no state_dict, copy or pickle has them.
+    Results differ by rounding alone. The packed weights take memory beside the weights: for each pair of an
+    input and an output channel 252 values beside the 83 of an MSFEF with kernels 3, 5, 7 and stride 2, 45
+    beside the 9 of a 3x3 kernel. (With stride 2 that would be 90, and slower to read than to make: such a
+    layer keeps none.) They belong to the module only while it lives: no state_dict, copy or pickle has them.
 
-    They are used where no gradient is recorded, on maps of more than about 2x2 results; not under autocast,
-    torch.func, tracing or in what torch.compile makes, nor after ``set_algorithm("direct")``: there the
-    weights are packed in every call, as ever.
+    They are used where no gradient is recorded, but for results of at most 16 pixels or 2 rows or columns;
+    not under autocast, torch.func, tracing or in what torch.compile makes, nor while the algorithm is
+    "direct" (`set_algorithm`). There the weights are packed in every call, as ever.
 
     A layer drops them, until `prepack` is called again, when it is trained (``train()``), moved or converted
     (``to()``, ``half()``, ...) or given a state_dict, and in the next call after a parameter was edited in
@@ -143,17 +143,16 @@ class Prepackable(nn.Module):
         """Arguments of the operator, of features that are uninitialised and large."""
         raise NotImplementedError
 
-    def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The public `function` of the operator, with the packed weights where they fit."""
-        if self._packed is not None and not torch.compiler.is_compiling() and self.backend in _BACKENDS:
-            checked = self._operator.check(*arguments)
-            call = self._operator.OPERATOR.call(*checked)
-            parameters = _packable(call)
-            if not self._packed.are_of(parameters):
-                self._drop_packed()
-            elif _plain(call):
-                return cpu.forward_packed(call, self._packed.weights)
-        return function(*arguments, backend=self.backend)
+    def _from_packed(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+        """Results of the operator, where there are packed weights that may be used; else None."""
+        packed = self._packed
+        if packed is None or torch.compiler.is_compiling() or self.backend not in _BACKENDS:
+            return None
+        call = self._operator.OPERATOR.call(*self._operator.check(*arguments))
+        if not packed.are_of(_packable(call)):
+            self._drop_packed()
+            return None
+        return cpu.forward_packed(call, packed.weights) if _plain(call) else None
 
     def _pack(self) -> None:
         if cpu.BACKEND.reason or self.backend not in _BACKENDS:

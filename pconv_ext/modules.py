@@ -63,7 +63,9 @@ class PartialConv2d(Prepackable, nn.Conv2d):
                 "PartialConv2d: mask_in must have shape [N or 1, 1, H, W] unless multi_channel=True, "
                 f"got {list(mask_in.shape)}"
             )
-        out, new_mask = self._compute(partial_conv2d, *self._arguments(input, mask_in))
+        arguments = self._arguments(input, mask_in)
+        result = self._packed and self._from_packed(arguments)
+        out, new_mask = result or partial_conv2d(*arguments, backend=self.backend)
         if self.multi_channel:
             new_mask = new_mask.expand(-1, self.out_channels, -1, -1)
         return out, new_mask
@@ -171,8 +173,9 @@ class MSFEF(Prepackable):
         Returns:
             out [N, C_out, H', W'] and new_mask [N, 1, H', W'].
         """
-        result: tuple[Tensor, Tensor] = self._compute(msfef, *self._arguments(x, mask))
-        return result
+        arguments = self._arguments(x, mask)
+        result = self._packed and self._from_packed(arguments)
+        return result or msfef(*arguments, backend=self.backend)
 
     def _arguments(self, x: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
         branches = cast("Iterable[PartialConv2d]", self.branches)

@@ -66,7 +66,8 @@ class _DecoderStage(Prepackable):
         self, low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         arguments = self._arguments(low, mask_low, skip, mask_skip)
-        x, mask = self._compute(upcat_partial_conv2d, *arguments)
+        result = self._packed and self._from_packed(arguments)
+        x, mask = result or upcat_partial_conv2d(*arguments, backend=self.backend)
         return self.activation(self.norm(x)), mask
 
     @property

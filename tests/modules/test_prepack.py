@@ -197,6 +197,7 @@ IN_THE_NEXT_CALL = {
     "optimiser": optimise,
     "storage": lambda layer: setattr(layer.scales, "data", torch.ones_like(layer.scales)),
     "set_": lambda layer: layer.scales.set_(torch.ones_like(layer.scales)),
+    "swapped": lambda layer: torch.utils.swap_tensors(layer.scales, nn.Parameter(layer.scales + 1)),
     "replaced": lambda layer: setattr(layer, "scales", nn.Parameter(torch.ones_like(layer.scales))),
     "load_state_dict of a part": lambda layer: layer.branches[0].load_state_dict(
         state_dict_of(layer.branches[1].__class__(16, 24, 3))
@@ -329,6 +330,14 @@ def test_copies_and_pickles_have_none(layer):
     assert len(pickle.dumps(layer)) < len(pickle.dumps(plain)) + 200
     with pytest.raises(TypeError, match="fuse_conv_bn_eval cannot fuse"):
         fuse_conv_bn_eval(prepack(PartialConv2d(16, 16, 3).eval()), nn.BatchNorm2d(16).eval())
+
+
+def test_a_shallow_copy_shares_parameters_and_what_is_made_of_them(layer):
+    other = copy.copy(layer)
+    layer.scales.mul_(2)
+    expected = copy.deepcopy(layer)(X, MASK)[0]
+    for one in (other, layer):
+        assert torch.equal(one(X, MASK)[0], expected)
 
 
 def test_nothing_is_kept_without():
