@@ -88,7 +88,7 @@ def naive_forward(
 def forms(net: InpaintingNet, image: Tensor, mask: Tensor, settings: Settings, compiled: bool) -> list[Form]:
     """Ours first. A step of each trains the same network, with a learning rate of 0."""
     parameters = list(net.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=0.0)
+    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=True)
     loss = InpaintingLoss(None, {"perceptual": 0, "style": 0}).to(settings.device)
     autocast = torch.autocast(settings.device, DTYPES[settings.dtype], enabled=settings.dtype != "float32")
     plane = mask.to(image.dtype)

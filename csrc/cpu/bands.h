@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -70,9 +71,10 @@ static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t 
     transpose(scratch.data(), width, cn, width, dst, ldd);
   }
   if (s.mask && !s.mask_per_channel) {
-    const uint8_t* mask = mask_row(s, n, 0, h);
-    for (int64_t w = 0; w < width; ++w)
-      if (!mask[w >> up]) std::fill_n(dst + w * ldd, cn, T(0));
+    const uint8_t *mask = mask_row(s, n, 0, h), *end = mask + ((width - 1) >> up) + 1;
+    for (const uint8_t* at = mask; (at = static_cast<const uint8_t*>(memchr(at, 0, end - at))); ++at)
+      for (int64_t w = (at - mask) << up; w < width && w >> up == at - mask; ++w)
+        std::fill_n(dst + w * ldd, cn, T(0));
   } else if (s.mask) {
     for (int64_t c = 0; c < cn; ++c) {
       const uint8_t* mask = mask_row(s, n, c0 + c, h);
@@ -188,25 +190,29 @@ static std::vector<FeatureBand<T>> make_features(const Problem<T>& p, const std:
   return out;
 }
 
-// Channels [channel, channel + width) of row oh of the gradient of image n into dst [Wo, ldd].
+// Channels [channel, channel + width) of a slice of rows of the gradient into dst [pixels, ldd].
 template <class T>
-static void load_gradient_row(const Problem<T>& p, const Gradient& grad, int64_t n, int64_t oh,
-                              int64_t channel, int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
+static void load_gradient_rows(const Problem<T>& p, const Gradient& grad, const Slice& s, int64_t channel,
+                               int64_t width, std::vector<T>& scratch, T* dst, int64_t ldd) {
   const Geometry& g = p.geo;
+  const int64_t pixels = s.rows() * g.Wo;
   if (grad.channels_last) {
-    for (int64_t ow = 0; ow < g.Wo; ++ow)
-      widen(p.dtype, grad.data, ((n * g.Ho + oh) * g.Wo + ow) * g.O + channel, width, dst + ow * ldd);
+    const int64_t first = (s.n * g.Ho + s.begin) * g.Wo;
+    for (int64_t i = 0; i < pixels; ++i)
+      widen(p.dtype, grad.data, (first + i) * g.O + channel, width, dst + i * ldd);
     return;
   }
-  const int64_t at = ((n * g.O + channel) * g.Ho + oh) * g.Wo;
+  const int64_t at = ((s.n * g.O + channel) * g.Ho + s.begin) * g.Wo;
   if (is_wide(p.dtype)) {
-    transpose(static_cast<const T*>(grad.data) + at, g.Ho * g.Wo, width, g.Wo, dst, ldd);
+    transpose(static_cast<const T*>(grad.data) + at, g.Ho * g.Wo, width, pixels, dst, ldd);
     return;
   }
   scratch.resize(width * g.Wo);
-  for (int64_t o = 0; o < width; ++o)
-    widen(p.dtype, grad.data, at + o * g.Ho * g.Wo, g.Wo, scratch.data() + o * g.Wo);
-  transpose(scratch.data(), g.Wo, width, g.Wo, dst, ldd);
+  for (int64_t row = 0; row < s.rows(); ++row, dst += g.Wo * ldd) {
+    for (int64_t o = 0; o < width; ++o)
+      widen(p.dtype, grad.data, at + o * g.Ho * g.Wo + row * g.Wo, g.Wo, scratch.data() + o * g.Wo);
+    transpose(scratch.data(), g.Wo, width, g.Wo, dst, ldd);
+  }
 }
 
 // Pixels [pixels, columns] of one panel into channels [channel, channel + width) of rows [begin, end) of

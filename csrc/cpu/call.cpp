@@ -75,6 +75,7 @@ Tensor Call::pack() const {
   const int64_t size = narrow ? engine<float>().pack(p) : 0;
   const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
   p.prepacked = {mutable_data<float>(packed), size};
+  ask_for_large_pages(p.prepacked.data, size * sizeof(float));
   return size == 0 || engine<float>().pack(p) == size ? packed : none();
 }
 

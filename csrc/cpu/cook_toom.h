@@ -12,22 +12,26 @@ struct Matrix {
   double at[Rows][Cols] = {};
 };
 
+// Which results of a tile carry the least of the error: all alike, or the first ones, which a border above or
+// to the left of them amplifies by the largest ratios.
+enum class Favour { none, first };
+
 // Points in eighths, so that A and B are exact in float. Pairs p, -p with the least sum of squares of what
 // the three matrices make of a rounding error, by search; 0, 1, -1, 2, -2, ... has 1.3 to 4 times the error.
-constexpr double cook_toom_point(int n, int i) {
+constexpr double cook_toom_point(int n, Favour favour, int i) {
   constexpr double eighths[][7] = {{8, -8},
                                    {0, 8, -8},
                                    {3, -3, 10, -10},
                                    {0, 5, -5, 12, -12},
-                                   {2.5, -2.5, 7.5, -7.5, 15, -15},
-                                   {0, 4, -4, 9, -9, 14, -14}};
-  return eighths[n - 3][i] / 8;
+                                   {2.5, -2.5, 7, -7, 13, -13},
+                                   {2.5, -2.5, 7.5, -7.5, 15, -15}};
+  return eighths[n == 7 && favour == Favour::first ? 5 : n - 3][i] / 8;
 }
 
-template <int M, int R>
+template <int M, int R, Favour Results>
 struct CookToom {
   static constexpr int m = M, r = R, n = M + R - 1;
-  static_assert(n >= 3 && n <= 8);
+  static_assert(n >= 3 && n <= 7);
 
   static constexpr double power(double x, int k) {
     double product = 1;
@@ -37,7 +41,7 @@ struct CookToom {
   static constexpr Matrix<n, M> outputs() {
     Matrix<n, M> a;
     for (int k = 0; k < M; ++k) {
-      for (int i = 0; i < n - 1; ++i) a.at[i][k] = power(cook_toom_point(n, i), k);
+      for (int i = 0; i < n - 1; ++i) a.at[i][k] = power(cook_toom_point(n, Results, i), k);
       a.at[n - 1][k] = k == M - 1;
     }
     return a;
@@ -48,8 +52,8 @@ struct CookToom {
       for (int i = 0; i < n - 1; ++i) {
         double norm = 1;
         for (int j = 0; j < n - 1; ++j)
-          if (j != i) norm *= cook_toom_point(n, i) - cook_toom_point(n, j);
-        g.at[i][k] = power(cook_toom_point(n, i), k) / norm;
+          if (j != i) norm *= cook_toom_point(n, Results, i) - cook_toom_point(n, Results, j);
+        g.at[i][k] = power(cook_toom_point(n, Results, i), k) / norm;
       }
       g.at[n - 1][k] = k == R - 1;
     }
@@ -65,7 +69,7 @@ struct CookToom {
         if (j == i) continue;
         ++degree;
         for (int k = degree; k >= 0; --k)
-          b.at[i][k] = (k > 0 ? b.at[i][k - 1] : 0) - cook_toom_point(n, j) * b.at[i][k];
+          b.at[i][k] = (k > 0 ? b.at[i][k - 1] : 0) - cook_toom_point(n, Results, j) * b.at[i][k];
       }
     }
     return b;

@@ -10,6 +10,7 @@
 #include "../pixel.h"
 #include "bands.h"
 #include "forward_dots.h"
+#include "forward_few_outputs.h"
 #include "isa.h"
 #include "microkernels.h"
 #include "pack.h"
@@ -223,7 +224,9 @@ class Forward {
   std::vector<int64_t> channels_at_once(const Winograd<T>* w) const {
     std::vector<int64_t> chunk;
     for (const View& v : views_)
-      chunk.push_back(whole_ ? v.g.Cg() : w ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes) : channel_chunk(v.g.Cg()));
+      chunk.push_back(whole_ ? v.g.Cg()
+                      : w    ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes)
+                             : channel_chunk(v.g.Cg()));
     return chunk;
   }
   int64_t band_rows_at_once() const {
@@ -277,8 +280,8 @@ class Forward {
         band.features[at.source].channel_offset(panel.group * views_[at.source].g.Cg() + at.c);
     for (size_t k = 0; k < passes_.size(); ++k)
       if (passes_[k].source == at.source)
-        band.rows.passes[k].multiply(panel, offset,
-                                     from.direct + layout_.row[k] * panel.vectors * kLanes<T>, results);
+        band.rows.passes[k].multiply(panel, offset, from.direct + layout_.row[k] * panel.vectors * kLanes<T>,
+                                     results);
   }
   void finish(const Band& band, const LoadedBand& loaded, const Panel& panel, const T* products, T* results,
               std::vector<T>& scratch) const {
@@ -363,7 +366,7 @@ class Forward {
   Layout layout_;
   std::optional<WinogradForward<T>> dense_;
   std::vector<TapTable> taps_;
-  std::vector<Chunk> chunks_;  // as those of `dense_`
+  std::vector<Chunk> chunks_;                          // as those of `dense_`
   int64_t feature_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
   T* prepacked_ = nullptr;
   std::atomic<bool> moderate_{true};
@@ -379,7 +382,8 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
-  const std::optional<Winograd<T>> w = choose_winograd(p);
+  if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);
+  const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);
   if (w && p.prepacked.data && forward_prepacked(p, bias, out, *w)) return;
   if (w && Forward<T>(p, bias, out, &*w).run()) return;
   Forward<T>(p, bias, out, nullptr).run();

@@ -62,12 +62,16 @@ class GradInput {
     if (w) {
       const std::vector<Pass> dense = take_dense_passes(passes_, any_ratio_above(p, limit_));
       passes_.insert(passes_.begin(), dense.begin(), dense.end());
-      rows_.tiles.emplace(w->m, w->r, w->stride, w->short_h, g_.pt);
-      cols_.tiles.emplace(w->m, w->r, w->stride, w->short_w, g_.pl);
+      rows_.tiles = source.up ? AxisTiles::over_upsampled(w->m, w->r, g_.kh)
+                              : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_h, g_.pt);
+      cols_.tiles = source.up ? AxisTiles::over_upsampled(w->m, w->r, g_.kw)
+                              : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_w, g_.pl);
     }
     split_panels_ = static_cast<int64_t>(panels_.list.size()) >= threads_ && weights_outweigh(w);
-    chunk_ = !split_panels_ ? g_.Og() : w ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes) : channel_chunk(g_.Og());
-    if (w) dense_.emplace(p, *w, view, source, rows_, cols_, chunk_);
+    chunk_ = !split_panels_ ? g_.Og()
+             : w            ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes)
+                            : channel_chunk(g_.Og());
+    if (w) dense_.emplace(p, *w, source, rows_, cols_, chunk_);
     for (const Pass& pass : passes_) {
       placements_.emplace_back(p.branches.size());
       tables_.push_back(class_tables(p, rows_, cols_, pass, chunk_, placements_.back()));
@@ -111,7 +115,7 @@ class GradInput {
     return (gradient_row() * gradient_rows_per_row / g_.sh + source_.W * kPanel<T>)*sizeof(T);
   }
   bool weights_outweigh(const Winograd<T>* w) const {
-    if (w) return panels_.columns > g_.N * rows_.tiles->count(rows_.image()) * cols_.tiles->count(cols_.image());
+    if (w) return panels_.columns > g_.N * rows_.tiles->count(rows_.size) * cols_.tiles->count(cols_.size);
     int64_t weight_rows = 0;
     for (const Pass& pass : passes_)
       weight_rows += (source_.up ? (g_.kh + 1) * (g_.kw + 1) : pass.taps()) * g_.Og();
@@ -123,7 +127,7 @@ class GradInput {
   }
   // Bands of whole tiles, the first of which may begin above the image.
   std::vector<Band> tiled_bands() const {
-    const int64_t above = -rows_.tiles->start, tile = rows_.tiles->size >> source_.up;
+    const int64_t above = -rows_.tiles->start, tile = rows_.tiles->size;
     std::vector<Band> bands =
         make_bands(g_.N, source_.H + above, tile * dense_->tile_rows_per_band(split_panels_, threads_));
     for (Band& band : bands)
@@ -151,9 +155,8 @@ class GradInput {
       if (dense_) dense_->add_tiles(band[i], *loaded.slices[i], pixel, loaded.tiles);
       pixel += static_cast<int32_t>(band[i].rows() * source_.W);
     }
-    each(threads, loaded.tiles.size(), [&](int64_t i) {
-      dense_->load(loaded.tiles[i], loaded.plane, operand + i * dense_->tile_size());
-    });
+    each(threads, loaded.tiles.size(),
+         [&](int64_t i) { dense_->load(loaded.tiles[i], loaded.plane, operand + i * dense_->tile_size()); });
     return loaded;
   }
   // Packed weights of one chunk and panel.
@@ -165,7 +168,7 @@ class GradInput {
     for (int64_t o = 0; o < chunk_; o += step) {
       const int64_t count = std::min(step, chunk_ - o);
       std::vector<PackTarget<T>> targets;
-      if (dense_) targets.push_back({passes_[0].placements, merged, count});
+      if (dense_) targets.push_back({source_.up ? placements_[0] : passes_[0].placements, merged, count});
       for (size_t k = 0; k < passes_.size(); ++k)
         if (passes_[k].kind != Pass::kWinograd)
           targets.push_back({placements_[k], to.direct + (offset_[k] + o) * columns, chunk_});
@@ -266,18 +269,31 @@ class GradInput {
   std::optional<WinogradGradInput<T>> dense_;
   std::vector<std::vector<ClassTaps>> tables_;
   std::vector<Placements> placements_;
-  Offsets offset_{0};  // of each pass in a packed panel, in rows
+  Offsets offset_{0};                                   // of each pass in a packed panel, in rows
   int64_t gradient_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
   std::atomic<bool> moderate_{true};
 };
 
+// What moves over the gradient of a map that is read up-sampled.
+static Geometry gathered(const Geometry& g, const Source& source) {
+  Geometry out = g;
+  out.sh = out.sw = 2;
+  out.kh = g.kh + 1, out.kw = g.kw + 1;
+  out.Ho = source.H, out.Wo = source.W;
+  return out;
+}
+
 template <class T>
 static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Target>& out) {
   const std::vector<View> views = make_views(p);
-  const std::optional<Winograd<T>> w = choose_winograd(p);
   for (size_t i = 0; i < views.size(); ++i) {
     const Source& source = p.sources[i];
     if (!out[i].data || p.geo.N * source.H * source.W * source.C == 0) continue;
+    std::optional<Winograd<T>> w;
+    if (!source.up)
+      w = choose_winograd<T, Favour::none>(p.geo, source.C);
+    else if (p.geo.H % 2 == 0 && p.geo.W % 2 == 0)
+      w = choose_winograd<T, Favour::none>(gathered(p.geo, source), source.C);
     if (w && GradInput<T>(p, grad, views[i], source, out[i], &*w).run()) continue;
     GradInput<T>(p, grad, views[i], source, out[i], nullptr).run();
   }

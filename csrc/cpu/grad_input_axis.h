@@ -25,22 +25,29 @@ struct Span {
   int64_t size() const { return end - begin; }
 };
 
-// Tiles of m results of each residue modulo the stride, which lie next to each other in the image: tile t
-// covers image rows [start + t * size, start + (t + 1) * size) and meets gradient rows [first + t * m, ... + n).
-// Of residue a it holds rows step * (first + t * m + taps(a) - 1 + i) + a - pad for i < m.
+// Winograd's tiles: tile t covers input rows [start + t * size, start + (t + 1) * size) and meets gradient
+// rows [first + t * step, first + t * step + span).
 struct AxisTiles {
-  int64_t m, n, size, start, first;
-  AxisTiles(int64_t m, int64_t r, int64_t stride, bool shorter, int64_t pad) : m(m), n(m + r - 1), size(m * stride) {
+  int64_t size, start, step, span, first;
+
+  // m results of each residue modulo the stride, which lie next to each other in the image. Of residue a tile
+  // t holds rows stride * (first + t * step + taps(a) - 1 + i) + a - pad for i < m.
+  static AxisTiles of_residues(int64_t m, int64_t r, int64_t stride, bool shorter, int64_t pad) {
     const int64_t odd = shorter ? 1 : 0;  // the last residue's results begin one earlier
-    first = (pad + odd) / stride - (r - 1);
-    start = stride * (first + r - 1) - odd - pad;
+    const int64_t first = (pad + odd) / stride - (r - 1);
+    return {m * stride, stride * (first + r - 1) - odd - pad, m, m + r - 1, first};
   }
-  int64_t count(int64_t image) const { return (image - start + size - 1) / size; }
+  // m stored rows of a map that is read up-sampled: a filter of stride 2 and one row more moves over the
+  // gradient.
+  static AxisTiles over_upsampled(int64_t m, int64_t r, int64_t kernel) {
+    return {m, 0, 2 * m, 2 * (m + r - 1), kernel / 2 + 1 - kernel};
+  }
+  int64_t count(int64_t rows) const { return (rows - start + size - 1) / size; }
   // Tiles with results in [begin, end).
   Span of(int64_t begin, int64_t end) const { return {(begin - start) / size, count(end)}; }
   Span gradient(int64_t begin, int64_t end) const {
     const Span tiles = of(begin, end);
-    return {first + tiles.begin * m, first + (tiles.end - 1) * m + n};
+    return {first + tiles.begin * step, first + (tiles.end - 1) * step + span};
   }
 };
 
@@ -97,7 +104,7 @@ struct Axis {
   Span span(int64_t begin, int64_t end) const {
     Span met{base(begin) - before, base(end - 1) + 1};
     if (tiles) {
-      const Span more = tiles->gradient(begin << up, std::min(end << up, image()));
+      const Span more = tiles->gradient(begin, end);
       met = {std::min(met.begin, more.begin), std::max(met.end, more.end)};
     }
     return met;
@@ -107,7 +114,6 @@ struct Axis {
     const Span met = span(0, size);
     return {std::min<int64_t>(met.begin, 0), std::max(met.end, out)};
   }
-  int64_t image() const { return up ? out : size; }
   // Whether the taps of every class are consecutive and few enough for window_bits.
   bool bits() const {
     bool fit = dilation == 1;

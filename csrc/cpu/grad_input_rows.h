@@ -1,5 +1,6 @@
-// What the input gradient gathers from, and the rows that gather: stored pixels of one source, sorted by class
-// (the residue modulo the stride, one class for all that no tap meets) since each class meets its own taps.
+// What the input gradient gathers from, and the rows that gather: stored pixels of one source, sorted by
+// class (the residue modulo the stride, one class for all that no tap meets) since each class meets its own
+// taps.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -104,7 +105,7 @@ struct GradientBand {
       }
       for (int64_t c = 0; c < g.O; c += chunk) {
         T* all = row(0, r) + c / chunk * plane + left * chunk;
-        if (inside) load_gradient_row(p, grad, s.n, oh, c, chunk, scratch, all, chunk);
+        if (inside) load_gradient_rows(p, grad, {s.n, oh, oh + 1}, c, chunk, scratch, all, chunk);
         for (int64_t k = passes; k-- > 0;)  // the first pass last: its row is the source
           scale_row(g.Wo, row(k, r) + c / chunk * plane, all, inside ? scale.data() + k * g.Wo : nullptr);
         if (limit > T(0)) all_moderate &= moderate(all, g.Wo * chunk);
@@ -112,7 +113,9 @@ struct GradientBand {
     }
   }
   T* row(int64_t pass, int64_t r) const { return data + (pass * rows + r) * Gw * chunk; }
-  const uint8_t* mark(int64_t pass, int64_t r) const { return marks.data() + (pass * rows + r) * mark_stride; }
+  const uint8_t* mark(int64_t pass, int64_t r) const {
+    return marks.data() + (pass * rows + r) * mark_stride;
+  }
 
  private:
   uint8_t* mark(int64_t pass, int64_t r) { return marks.data() + (pass * rows + r) * mark_stride; }

@@ -14,13 +14,16 @@
 #include "winograd_input.h"
 #include "winograd_forward.h"
 #include "forward_dots.h"
+#include "forward_few_outputs.h"
 #include "forward.h"
 #include "prepacked.h"
 #include "grad_input_axis.h"
 #include "grad_input_rows.h"
 #include "winograd_grad_input.h"
 #include "grad_input.h"
+#include "grad_weight_band.h"
 #include "winograd_grad_weight.h"
+#include "grad_weight_few_outputs.h"
 #include "grad_weight.h"
 
 namespace pconv::PCONV_ISA {

@@ -51,8 +51,7 @@ static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      store(c[r] + v * L, load(c[r] + v * L) + scale[r] * acc[r][v]);
+    for (int v = 0; v < NV; ++v) store(c[r] + v * L, load(c[r] + v * L) + scale[r] * acc[r][v]);
 }
 
 template <class T, int NV>
@@ -90,8 +89,8 @@ static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment
   }
 }
 
-// Sums for Winograd's transforms, which amplify rounding errors: chains of kChain products, chains added up in
-// runs of kRun products, runs in C. The error of one long chain would grow with its length.
+// Sums for Winograd's transforms, which amplify rounding errors: chains of kChain products, chains added up
+// in runs of kRun products, runs in C. The error of one long chain would grow with its length.
 constexpr int64_t kChain = 32, kRun = 256;
 
 // An operand: entries between its rows (of A) and between the steps of the reduction.
@@ -152,7 +151,8 @@ static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_
 }
 
 template <class T, int NV>
-static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add) {
+static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
+                         bool add) {
   switch (rows) {
     case 6:
       return product_tile<T, NV, 6>(a, b, depth, c, ldc, add);
@@ -170,8 +170,8 @@ static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth
 }
 // C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
 template <class T>
-static void product(int64_t vectors, int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc,
-                    bool add) {
+static void product(int64_t vectors, int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c,
+                    int64_t ldc, bool add) {
   for (int64_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const int64_t count = (rows + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
     switch (vectors) {

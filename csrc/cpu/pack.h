@@ -86,8 +86,9 @@ static void pack_forward(const Problem<T>& p, const std::vector<PackTarget<T>>& 
 // B of passes of the input gradient for output channels [o_begin, o_begin + count) of the group: column =
 // input channel, `c0` channels into the group for the panel's first.
 template <class T>
-static void pack_grad_input(const Problem<T>& p, const std::vector<PackTarget<T>>& targets, const Panel& panel,
-                            int64_t c0, int64_t o_begin, int64_t count, PackScratch<T>& scratch) {
+static void pack_grad_input(const Problem<T>& p, const std::vector<PackTarget<T>>& targets,
+                            const Panel& panel, int64_t c0, int64_t o_begin, int64_t count,
+                            PackScratch<T>& scratch) {
   const Geometry& g = p.geo;
   const int64_t columns = panel.vectors * kLanes<T>, Cg = g.Cg();
   for (size_t i = p.branches.size(); i-- > 0;) {

@@ -1,8 +1,8 @@
 // The convolution of all branches as a list of dense products. With ratios r_1..r_n (ascending kernels) and
 // merged kernels M_i = V_1 + ... + V_i every output is
 //   sum_i r_i conv(V_i) = r_n conv(M_n) + sum_{i<n} (r_i - r_{i+1}) conv(M_i):
-// one product with all kernels for all live windows, and corrections, each for the windows of which the larger
-// of two kernels is not whole.
+// one product with all kernels for all live windows, and corrections, each for the windows of which the
+// larger of two kernels is not whole.
 //
 // An up-sampled source is read where it is stored: output pixels of one parity meet the same few stored
 // pixels, so the taps that fall on one stored pixel are summed into one (3x3 becomes 2x2). Each parity is a
@@ -161,7 +161,8 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
   return passes;
 }
 
-// The largest ratio in Winograd's products: above those of the corners of an image, 49/16 for 7x7 with stride 2.
+// The largest ratio in Winograd's products: above those of the corners of an image, 49/16 for 7x7 with
+// stride 2.
 template <class T>
 constexpr T kRatioLimit = T(3.1);
 
@@ -201,13 +202,17 @@ struct Counts {
   }
 };
 
-// Whether any window asks for a ratio above the limit of Winograd's products.
+// Whether any live window asks for a ratio above the limit of Winograd's products.
 template <class T>
 static bool any_ratio_above(const Problem<T>& p, T limit) {
-  const std::vector<int32_t>&largest = p.windows->count.back(), &smallest = p.windows->count.front();
+  const Geometry& g = p.geo;
   const T least = static_cast<T>(p.windows->whole.back()) / limit;
-  for (size_t i = 0; i < largest.size(); ++i)
-    if (largest[i] < least && smallest[i] > 0) return true;
+  for (int64_t n = 0; n < p.windows->Nm; ++n) {
+    const int32_t* largest = p.windows->counts(p.branches.size() - 1, g, n);
+    const int32_t* smallest = p.windows->counts(0, g, n);
+    for (int64_t i = 0; i < g.Ho * g.Wo; ++i)
+      if (largest[i] < least && smallest[i] > 0) return true;
+  }
   return false;
 }
 

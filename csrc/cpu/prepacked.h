@@ -60,7 +60,7 @@ static bool forward_prepacked(const Problem<T>& p, const T* bias, Target out, co
 // F(m, 2) makes of weights 7 to 10 times as many values: to read those takes the time of packing them again.
 template <class T>
 static int64_t pack(const Problem<T>& p) {
-  const std::optional<Winograd<T>> w = choose_winograd(p);
+  const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);
   if (!w || w->r == 2) return 0;
   Forward<T> f(p, nullptr, {}, &*w, true);
   const PrepackedHeader<T> header(p, *w, f.packed_size());

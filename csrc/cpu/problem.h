@@ -51,16 +51,24 @@ struct Branch {
   const T* scale;
 };
 
+// Scratch memory from the framework's allocator, freed with the last owner.
+using Buffer = std::shared_ptr<void>;
+Buffer allocate(int64_t bytes);
+template <class T>
+T* as(const Buffer& b) {
+  return static_cast<T*>(b.get());
+}
+
 // Valid entries of every window, per branch; shared by forward and backward.
 struct Windows {
-  int64_t Nm = 1;                           // 1 where all images share one mask
-  std::vector<std::vector<int32_t>> count;  // per branch [Nm, Ho, Wo]
-  std::vector<int64_t> whole;               // count of a full window, per branch
-  std::vector<uint8_t> valid;               // [Nm, Hp, valid_stride] any channel valid, padding included as 0
-  int64_t valid_stride = 0;                 // Wp and at least 8 more bytes, so that 8 can be read anywhere
+  int64_t Nm = 1;              // 1 where all images share one mask
+  std::vector<Buffer> count;   // per branch int32_t [Nm, Ho, Wo]
+  std::vector<int64_t> whole;  // count of a full window, per branch
+  std::vector<uint8_t> valid;  // [Nm, Hp, valid_stride] any channel valid, padding included as 0
+  int64_t valid_stride = 0;    // Wp and at least 8 more bytes, so that 8 can be read anywhere
 
   const int32_t* counts(size_t branch, const Geometry& g, int64_t n) const {
-    return count[branch].data() + (Nm == 1 ? 0 : n) * g.Ho * g.Wo;
+    return as<int32_t>(count[branch]) + (Nm == 1 ? 0 : n) * g.Ho * g.Wo;
   }
   const uint8_t* valid_rows(const Geometry& g, int64_t n) const {
     return valid.data() + (Nm == 1 ? 0 : n) * g.Hp * valid_stride;
@@ -95,14 +103,6 @@ struct Gradient {
   const void* data;
   bool channels_last;
 };
-
-// Scratch memory from the framework's allocator, freed with the last owner.
-using Buffer = std::shared_ptr<void>;
-Buffer allocate(int64_t bytes);
-template <class T>
-T* as(const Buffer& b) {
-  return static_cast<T*>(b.get());
-}
 
 int64_t thread_count();
 // Runs body(ctx, i) for i in [0, n) over the framework's threads, each taking the next free i. The body never

@@ -154,13 +154,100 @@ PCONV_INLINE void transpose8x8(const float* s, int64_t lds, float* d, int64_t ld
     _mm256_storeu_ps(d + (i + 4) * ldd, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
   }
 }
+#if PCONV_VECTOR_BYTES == 64
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // within GCC 12's own intrinsics
+#endif
+PCONV_INLINE void transpose16x16(const float* s, int64_t lds, float* d, int64_t ldd) {
+  __m512 r[16], t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(s + i * lds);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // r[4 i + k]: columns k, k + 4, k + 8, k + 12 of rows 4 i to 4 i + 3
+    r[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    r[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88),
+                 b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88),
+                 e = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    _mm512_storeu_ps(d + i * ldd, _mm512_shuffle_f32x4(a, c, 0x88));
+    _mm512_storeu_ps(d + (i + 4) * ldd, _mm512_shuffle_f32x4(b, e, 0x88));
+    _mm512_storeu_ps(d + (i + 8) * ldd, _mm512_shuffle_f32x4(a, c, 0xdd));
+    _mm512_storeu_ps(d + (i + 12) * ldd, _mm512_shuffle_f32x4(b, e, 0xdd));
+  }
+}
+// Three rows beside each other, as those of a picture's colours.
+struct Interleave3 {
+  alignas(64) int32_t first[3][16] = {}, second[3][16] = {};  // of rows 0 and 1, then of those and row 2
+  constexpr Interleave3() {
+    for (int v = 0; v < 3; ++v)
+      for (int i = 0; i < 16; ++i) {
+        const int row = (16 * v + i) % 3, col = (16 * v + i) / 3;
+        first[v][i] = row < 2 ? row * 16 + col : 0;
+        second[v][i] = row < 2 ? i : 16 + col;
+      }
+  }
+};
+static void interleave3(const float* src, int64_t lds, int64_t cols, float* dst) {
+  static constexpr Interleave3 from;
+  int64_t j = 0;
+  for (; j + 16 <= cols; j += 16) {
+    const __m512 a = _mm512_loadu_ps(src + j), b = _mm512_loadu_ps(src + lds + j),
+                 c = _mm512_loadu_ps(src + 2 * lds + j);
+#pragma GCC unroll 3
+    for (int v = 0; v < 3; ++v)
+      _mm512_storeu_ps(dst + 3 * j + 16 * v,
+                       _mm512_permutex2var_ps(_mm512_permutex2var_ps(a, _mm512_load_si512(from.first[v]), b),
+                                              _mm512_load_si512(from.second[v]), c));
+  }
+  transpose_scalar(src + j, lds, 3, cols - j, dst + 3 * j, 3);
+}
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+// Blocks of S x S, rows and cols being multiples of S, S at a time along the side whose rows lie further
+// apart: as a rule those are planes, whose lines share a set of the first cache, and 64 of them at once push
+// each other out before they are used up.
+template <int64_t S>
+static void transpose_blocks(const float* src, int64_t lds, int64_t rows, int64_t cols, float* dst,
+                             int64_t ldd) {
+  const bool far = lds > ldd;
+  const int64_t outer = far ? rows : cols, inner = far ? cols : rows;
+  for (int64_t o = 0; o < outer; o += S)
+    for (int64_t k = 0; k < inner; k += S) {
+      const int64_t i = far ? o : k, j = far ? k : o;
+#if PCONV_VECTOR_BYTES == 64
+      if (S == 16) {
+        transpose16x16(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+        continue;
+      }
+#endif
+      transpose8x8(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+    }
+}
 static void transpose(const float* src, int64_t lds, int64_t rows, int64_t cols, float* dst, int64_t ldd) {
   const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
-  // Columns of the destination stay together: finish 16 rows of it (a line or two of src) before going on.
-  for (int64_t j0 = 0; j0 < cols8; j0 += 16)
-    for (int64_t i = 0; i < rows8; i += 8)
-      for (int64_t j = j0; j < j0 + 16 && j < cols8; j += 8)
-        transpose8x8(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+  int64_t done = 0;  // rows
+#if PCONV_VECTOR_BYTES == 64
+  if (rows == 3 && ldd == 3) return interleave3(src, lds, cols, dst);
+  done = rows / 16 * 16;
+  const int64_t cols16 = cols / 16 * 16;
+  transpose_blocks<16>(src, lds, done, cols16, dst, ldd);
+  transpose_blocks<8>(src + cols16, lds, done, cols8 - cols16, dst + cols16 * ldd, ldd);
+#endif
+  transpose_blocks<8>(src + done * lds, lds, rows8 - done, cols8, dst + done, ldd);
   transpose_scalar(src + cols8, lds, rows8, cols - cols8, dst + cols8 * ldd, ldd);
   transpose_scalar(src + rows8 * lds, lds, rows - rows8, cols, dst + rows8, ldd);
 }

@@ -55,49 +55,51 @@ Windows count_windows(const Geometry& g, const std::vector<Source>& sources,
   out.valid.assign(out.Nm * g.Hp * out.valid_stride, 0);
   for (auto [kh, kw] : kernels) {
     out.whole.push_back(kh * kw * (single_plane ? 1 : g.C));
-    out.count.emplace_back(out.Nm * g.Ho * g.Wo);
+    out.count.push_back(allocate(out.Nm * g.Ho * g.Wo * sizeof(int32_t)));
   }
 
   // Columns are kept residue by residue modulo the stride, so that the sums over windows read neighbours.
   const int64_t part = (g.Wp + g.sw - 1) / g.sw, stride = part * g.sw;
-  std::vector<int32_t> entries(out.Nm * g.Hp * stride, 0);
-  const int64_t width = std::min(g.W, g.Wp - g.pl);
-  constexpr int64_t kRowsPerTask = 16;
-  const auto rows_in_parallel = [](int64_t rows, const auto& run) {
-    parallel((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int64_t) {
-      run(task * kRowsPerTask, std::min(rows, (task + 1) * kRowsPerTask));
-    });
-  };
-  rows_in_parallel(out.Nm * g.Hp, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> row(g.Wp);
-    for (int64_t at = begin; at < end; ++at) {
-      const int64_t n = at / g.Hp, h = at % g.Hp - g.pt;
+  const int64_t width = std::min(g.W, g.Wp - g.pl), reach = (g.kh - 1) * g.dh + 1;
+  // A task counts all rows that its windows reach, where they are few enough to stay in the cache.
+  constexpr int64_t kRowsPerTask = 32;
+  const int64_t tasks = (g.Ho + kRowsPerTask - 1) / kRowsPerTask;
+  parallel(out.Nm * tasks, [&](int64_t task, int64_t) {
+    const int64_t n = task / tasks, begin = task % tasks * kRowsPerTask,
+                  end = std::min(g.Ho, begin + kRowsPerTask);
+    const int64_t top = begin * g.sh, rows = (end - 1 - begin) * g.sh + reach;
+    std::vector<int32_t> row(g.Wp), columns(stride), entries(rows * stride, 0);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t h = top + i - g.pt;
       if (h < 0 || h >= g.H || width <= 0) continue;
       std::fill(row.begin(), row.end(), 0);
       count_row(sources, n, h, width, single_plane, row.data() + g.pl);
-      uint8_t* valid = out.valid.data() + at * out.valid_stride;
+      split_residues(row, g.sw, part, entries.data() + i * stride);
+      if (end < g.Ho && i >= (end - begin) * g.sh) continue;  // the next task's
+      uint8_t* valid = out.valid.data() + (n * g.Hp + top + i) * out.valid_stride;
       for (int64_t w = 0; w < g.Wp; ++w) valid[w] = row[w] > 0;
-      split_residues(row, g.sw, part, entries.data() + at * stride);
     }
-  });
-
-  rows_in_parallel(out.Nm * g.Ho, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> columns(stride);
-    for (int64_t at = begin; at < end; ++at) {
-      const int64_t n = at / g.Ho, oh = at % g.Ho;
+    for (int64_t oh = begin; oh < end; ++oh) {
+      std::fill(columns.begin(), columns.end(), 0);
+      int64_t first = 0, last = 0;  // rows of the window that `columns` has: each window lies in the next
       for (size_t b = 0; b < kernels.size(); ++b) {
         const auto [kh, kw] = kernels[b];
-        const int64_t top = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
-        std::fill(columns.begin(), columns.end(), 0);
-        for (int64_t i = 0; i < kh; ++i) {
-          const int32_t* row = entries.data() + (n * g.Hp + oh * g.sh + (top + i) * g.dh) * stride;
-          for (int64_t w = 0; w < stride; ++w) columns[w] += row[w];
-        }
-        int32_t* count = out.count[b].data() + at * g.Wo;
+        const int64_t above = (g.kh - kh) / 2, left = (g.kw - kw) / 2;
+        const auto add_rows = [&](int64_t from, int64_t to) {
+          for (int64_t i = from; i < to; ++i) {
+            const int32_t* at = entries.data() + ((oh - begin) * g.sh + i * g.dh) * stride;
+            for (int64_t w = 0; w < stride; ++w) columns[w] += at[w];
+          }
+        };
+        if (b == 0) first = last = above;
+        add_rows(above, first);
+        add_rows(last, above + kh);
+        first = above, last = above + kh;
+        int32_t* count = as<int32_t>(out.count[b]) + (n * g.Ho + oh) * g.Wo;
         std::fill_n(count, g.Wo, 0);
         for (int64_t j = 0; j < kw; ++j) {
-          const int64_t first = (left + j) * g.dw;
-          const int32_t* column = columns.data() + first % g.sw * part + first / g.sw;
+          const int64_t at = (left + j) * g.dw;
+          const int32_t* column = columns.data() + at % g.sw * part + at / g.sw;
           for (int64_t ow = 0; ow < g.Wo; ++ow) count[ow] += column[ow];
         }
       }

@@ -25,8 +25,8 @@ namespace {
 using Offsets = std::vector<int64_t>;
 
 // Blocks: what one residue has to say to one frequency, ordered by frequency, then by residue. An operand
-// keeps `size` entries for a block and `pad` after each frequency, which keeps frequencies out of each other's
-// cache sets.
+// keeps `size` entries for a block and `pad` after each frequency, which keeps frequencies out of each
+// other's cache sets.
 template <class T>
 struct Winograd {
   const WinogradTransforms<T>* f;
@@ -97,14 +97,15 @@ static bool moderate(const T* x, int64_t n) {
   return largest <= limit;
 }
 
-constexpr int64_t kWinogradRowPad = 3;   // rows of packed weights after each frequency
-constexpr int64_t kMergedChannels = 16;  // merged and transformed at a time, while they stay in the second cache
+constexpr int64_t kWinogradRowPad = 3;  // rows of packed weights after each frequency
+constexpr int64_t kMergedChannels =
+    16;  // merged and transformed at a time, while they stay in the second cache
 
 // Channels [c, c + count) of packed weights of one panel, [frequency, residue, channel][columns], from merged
 // ones [taps, channel][columns]; `turned` for the input gradient. False where a weight is too large.
 template <class T>
-static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t columns, int64_t c, int64_t count,
-                          int64_t padded, bool turned, const T* merged, T* out) {
+static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t columns, int64_t c,
+                          int64_t count, int64_t padded, bool turned, const T* merged, T* out) {
   if (!moderate(merged, kh * kw * count * columns)) return false;
   const int64_t col = count * columns, row = kw * col;
   w.each_residue([&](int64_t a, int64_t b) {
@@ -120,20 +121,21 @@ static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t 
   });
   return true;
 }
-// Channels that a thread packs at a time, where it packs as it goes: more for the input gradient, whose products
-// alone outgrow the second cache.
+// Channels that a thread packs at a time, where it packs as it goes: more for the input gradient, whose
+// products alone outgrow the second cache.
 constexpr int64_t kForwardChunkBytes = 1408 << 10, kGradInputChunkBytes = 2816 << 10;
 template <class T>
 static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels, int64_t bytes) {
   return channel_chunk<T>(channels, bytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))));
 }
 
-// Rows of tiles, of `down` in all, that one visit works on.
+// Rows of tiles, of `down` in all, that one visit works on. Packed weights are read once a visit, and beyond
+// some dozens of tiles that costs less than operands that leave the second cache.
 static int64_t winograd_rows_per_band(int64_t down, int64_t across, int64_t tile_bytes, bool shared,
                                       int64_t threads) {
   if (shared) return std::max<int64_t>(1, std::min(down, kSharedBandBytes / (across * tile_bytes)));
-  const int64_t want = getenv("WT") ? atoi(getenv("WT")) : std::max<int64_t>(16, (1 << 20) / tile_bytes);
-  return std::max<int64_t>(1, std::min((want + across - 1) / across, (down + threads - 1) / threads));
+  const int64_t tiles = std::max<int64_t>(48, (1 << 20) / tile_bytes);
+  return std::max<int64_t>(1, std::min((tiles + across - 1) / across, (down + threads - 1) / threads));
 }
 
 // Entries in an odd number of lines, so that tiles stay out of each other's cache sets.
@@ -143,34 +145,44 @@ static int64_t odd_lines(int64_t entries) {
   return ((entries + line - 1) / line | 1) * line;
 }
 
+constexpr int64_t kLeastChannels = 16;
+
+template <Favour Results>
 static constexpr WinogradTransforms<float> kWinogradFloat[] = {
-    winograd_transforms<float, 4, 2>(), winograd_transforms<float, 4, 3>(), winograd_transforms<float, 4, 4>(),
-    winograd_transforms<float, 2, 2>(), winograd_transforms<float, 2, 3>(), winograd_transforms<float, 2, 4>(),
+    winograd_transforms<float, 4, 2, Favour::none>(), winograd_transforms<float, 4, 3, Favour::none>(),
+    winograd_transforms<float, 4, 4, Results>(),      winograd_transforms<float, 2, 2, Favour::none>(),
+    winograd_transforms<float, 2, 3, Favour::none>(), winograd_transforms<float, 2, 4, Favour::none>(),
 };
 
-// The cheapest way to cover a convolution, if there is one that beats the direct form.
-template <class T>
-static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p) {
+// The cheapest way to cover a convolution of `channels`, if there is one that beats the direct form. Large
+// tiles need `least_tiles`: few of them do not average what each rounds.
+template <class T, Favour Results>
+static std::optional<Winograd<T>> choose_winograd(const Geometry& g, int64_t channels,
+                                                  int64_t least_tiles = 0) {
   if constexpr (std::is_same_v<T, float>) {
-    const Geometry& g = p.geo;
-    if (algorithm() == Algorithm::direct) return {};
     const auto residue = [&](int64_t k) { return (k + g.sh - 1) / g.sh; };
+    if (algorithm() == Algorithm::direct) return {};
     if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
-    if (g.Og() < 16) return {};
-    for (const Source& s : p.sources)
-      if (s.C / g.groups < 16) return {};
+    if (g.Og() < kLeastChannels || channels / g.groups < kLeastChannels) return {};
     std::optional<Winograd<T>> best;
     int64_t least = 0;
-    for (const WinogradTransforms<T>& f : kWinogradFloat) {
+    for (const WinogradTransforms<T>& f : kWinogradFloat<Results>) {
       if (f.r != residue(g.kh)) continue;
       const Winograd<T> w(f, g);
-      const int64_t products = g.N * w.tiles(g.Ho) * w.tiles(g.Wo) * w.blocks();
+      const int64_t tiles = g.N * w.tiles(g.Ho) * w.tiles(g.Wo), products = tiles * w.blocks();
+      if (w.m > 2 && tiles < least_tiles) continue;
       if (!best || products < least) best.emplace(w), least = products;
     }
-    if (least >= g.pixels() * g.kh * g.kw) best.reset();
+    if (best && least >= g.pixels() * g.kh * g.kw) best.reset();
     return best;
   }
   return {};
+}
+template <class T, Favour Results>
+static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p, int64_t least_tiles = 0) {
+  int64_t channels = p.geo.C;
+  for (const Source& s : p.sources) channels = std::min(channels, s.C);
+  return choose_winograd<T, Results>(p.geo, channels, least_tiles);
 }
 
 }  // namespace

@@ -17,6 +17,8 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
+constexpr int64_t kLeastTiles = 48;
+
 template <class T>
 class WinogradGradWeight {
  public:
@@ -35,7 +37,11 @@ class WinogradGradWeight {
 
   int64_t rows_per_band() const {
     const int64_t across = w_.tiles(p_.geo.Wo), row_bytes = across * tile_size() * sizeof(T);
-    return w_.m * std::max<int64_t>(1, std::min(kOperandBytes / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
+    // Every band adds to the gradient of all weights: few bands where that is large, else ones that stay in
+    // the third cache.
+    const int64_t weight_bytes = p_.geo.kh * p_.geo.kw * p_.geo.Cg() * p_.geo.O * sizeof(T);
+    const int64_t bytes = std::min(kMostOperandBytes, std::max(kLeastOperandBytes, 10 * weight_bytes));
+    return w_.m * std::max<int64_t>(1, std::min(bytes / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
   }
   int64_t tile_count(const Band& band) const {
     int64_t rows = 0;
@@ -62,9 +68,10 @@ class WinogradGradWeight {
             from.push_back((inside ? tiles[t].pixel + i * p_.geo.Wo + j : pixels) * columns);
           }
         const Offsets to = w_.grid(w_.n, w_.n, w_.n * columns, columns);
-        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns,
-                        gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
-                        to.data());
+        w_.f->gradients(
+            gradient + (pixels + 1) * panel.column, from.data(), columns,
+            gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
+            to.data());
       }
     });
   }
@@ -91,7 +98,7 @@ class WinogradGradWeight {
   }
 
  private:
-  static constexpr int64_t kOperandBytes = 20 << 20;
+  static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
 
   const Problem<T>& p_;
   const Winograd<T>& w_;

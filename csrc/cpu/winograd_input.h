@@ -77,8 +77,8 @@ class WinogradInput {
     tile_size = odd_lines<T>(groups * group_size_);
   }
 
-  std::vector<WinogradChunk> chunks;     // of each group
-  int64_t rows = 0, largest_rows = 0;    // of a packed panel: all chunks, the largest
+  std::vector<WinogradChunk> chunks;   // of each group
+  int64_t rows = 0, largest_rows = 0;  // of a packed panel: all chunks, the largest
   int64_t tile_size;
 
   // Entries of a chunk's frequency in a tile.
@@ -89,8 +89,8 @@ class WinogradInput {
     for (int64_t group = 0; group < groups_; ++group)
       for (const WinogradChunk& c : chunks) {
         const FeatureBand<T>& f = features[c.source];
-        const T* in = f.window(tile.slice, tile.row, tile.col) +
-                      f.channel_offset(group * f.view.g.Cg() + c.channel);
+        const T* in =
+            f.window(tile.slice, tile.row, tile.col) + f.channel_offset(group * f.view.g.Cg() + c.channel);
         size_t k = 0;
         w_.each_residue([&](int64_t a, int64_t b) {
           const Offsets to = w_.frequency_offsets(a, b, c.padded, kLanes<T>);

@@ -108,16 +108,16 @@ struct WinogradTransforms {
   using Scaled = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to,
                           const T* scale);
   int64_t m, r;
-  Transform inputs[2][2];        // n x n pixels to frequencies
-  Transform weights[2][2];       // r x r taps to frequencies
-  Scaled outputs[2][2];          // frequencies to m x m results
-  Transform gradients;           // m x m gradients to frequencies, the transpose of outputs
-  Transform weight_sums[2][2];   // frequencies to r x r taps, the transpose of weights
+  Transform inputs[2][2];       // n x n pixels to frequencies
+  Transform weights[2][2];      // r x r taps to frequencies
+  Scaled outputs[2][2];         // frequencies to m x m results
+  Transform gradients;          // m x m gradients to frequencies, the transpose of outputs
+  Transform weight_sums[2][2];  // frequencies to r x r taps, the transpose of weights
 };
 
-template <class T, int M, int R>
+template <class T, int M, int R, Favour Results>
 static constexpr WinogradTransforms<T> winograd_transforms() {
-  using F = CookToom<M, R>;
+  using F = CookToom<M, R, Results>;
   constexpr int n = F::n;
   using B1 = Map<F::B, n, n>;
   using B0 = Map<F::B, n - 1, n - 1>;

@@ -87,6 +87,26 @@ def test_mask_layouts(backend, planes, layout):
     check(backend, args)
 
 
+@pytest.mark.parametrize("mask", ["none", "rectangle", "channels"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 1},
+        {"size": 3, "padding": 1},
+        {"size": (2, 5), "dilation": (3, 1), "padding": (2, 1)},
+        {"size": (1, 3), "padding": (0, 4), "dilation": (1, 2)},
+        {"size": 7, "padding": 0, "dtype": torch.float32},
+        {"size": 3, "padding": 5, "dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("c_out", [1, 2, 3])
+def test_few_outputs(backend, c_out, options, layout, mask):
+    args = case(backend, (2, 19, 13, 71), c_out, mask=mask, **options)
+    check(backend, args | {"x": laid_out(args["x"], layout)})
+
+
 @pytest.mark.parametrize("mask", ["none", "random", "channels"])
 @pytest.mark.parametrize(
     ("groups", "c_in", "c_out"), [(2, 4, 6), (3, 9, 3), (4, 4, 4), (4, 4, 8), (5, 35, 20)]

@@ -103,7 +103,7 @@ class Trainer:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parallel = group.wrap(self.net, sync_batchnorm=config.sync_batchnorm)
         self.optimizer = torch.optim.Adam(
-            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, patience=config.patience, factor=config.factor
