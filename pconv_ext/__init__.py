@@ -12,6 +12,7 @@ if not (_package / "kernels").is_dir() and (_package.parent / "kernels" / "__ini
 from . import compat, functional, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from ._backends.algorithm import set_algorithm  # noqa: E402
+from ._prepack import prepack  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
 from .functional import *  # noqa: E402, F403
 from .inpainting import checkpoint as checkpoint  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "backends",
     "compat",
     "composite",
+    "prepack",
     "reference",
     "replace_partial_convs",
     "set_algorithm",

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import _backends
+from ._prepack import Prepackable
 from .functional import msfef, partial_conv2d
+from .ops import msfef as _msfef
+from .ops import partial_conv2d as _partial_conv2d
 
 
-class PartialConv2d(nn.Conv2d):
+class PartialConv2d(Prepackable, nn.Conv2d):
     """Partial convolution layer: `pconv_ext.partial_conv2d` with the arguments and parameters of
     ``nn.Conv2d``.
 
     Interface and ``state_dict`` keys (weight, bias) of NVIDIA's PartialConv2d; nothing is cached between
-    calls.
+    calls, unless `pconv_ext.prepack` asks for it.
 
     Args:
         *args, **kwargs: those of ``torch.nn.Conv2d``; padding may be "same" or "valid", padding_mode only
@@ -34,6 +37,8 @@ class PartialConv2d(nn.Conv2d):
     Raises:
         ValueError: padding modes other than zeros, an unknown backend, and what ``nn.Conv2d`` raises.
     """
+
+    _operator = _partial_conv2d
 
     def __init__(
         self,
@@ -58,20 +63,23 @@ class PartialConv2d(nn.Conv2d):
                 "PartialConv2d: mask_in must have shape [N or 1, 1, H, W] unless multi_channel=True, "
                 f"got {list(mask_in.shape)}"
             )
-        out, new_mask = partial_conv2d(
-            input,
-            mask_in,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            backend=self.backend,
-        )
+        arguments = self._arguments(input, mask_in)
+        result = self._packed and self._from_packed(arguments)
+        out, new_mask = result or partial_conv2d(*arguments, backend=self.backend)
         if self.multi_channel:
             new_mask = new_mask.expand(-1, self.out_channels, -1, -1)
         return out, new_mask
+
+    def _arguments(self, input: Tensor, mask_in: Tensor | None) -> tuple[Any, ...]:
+        window = self.stride, self.padding, self.dilation, self.groups
+        return input, mask_in, self.weight, self.bias, *window
+
+    def _example(self) -> tuple[Any, ...]:
+        size = [
+            32 * min(s, 2) + d * (k - 1)
+            for s, d, k in zip(self.stride, self.dilation, self.kernel_size, strict=True)
+        ]
+        return self._arguments(self.weight.new_empty(1, self.in_channels, *size), None)
 
     def forward(self, input: Tensor, mask_in: Tensor | None = None) -> Any:
         """Apply the layer.
@@ -105,7 +113,7 @@ class PartialConv2d(nn.Conv2d):
         )
 
 
-class MSFEF(nn.Module):
+class MSFEF(Prepackable):
     """Multi-scale feature extraction and fusion: partial convolutions of several kernel sizes, scaled and
     summed.
 
@@ -123,6 +131,8 @@ class MSFEF(nn.Module):
     Raises:
         ValueError: no kernel sizes, even or repeated ones, an unknown backend.
     """
+
+    _operator = _msfef
 
     def __init__(
         self,
@@ -163,17 +173,20 @@ class MSFEF(nn.Module):
         Returns:
             out [N, C_out, H', W'] and new_mask [N, 1, H', W'].
         """
+        arguments = self._arguments(x, mask)
+        result = self._packed and self._from_packed(arguments)
+        return result or msfef(*arguments, backend=self.backend)
+
+    def _arguments(self, x: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
         branches = cast("Iterable[PartialConv2d]", self.branches)
         weights = [branch.weight for branch in branches]
         biases = [branch.bias for branch in branches if branch.bias is not None]
-        return msfef(
-            x,
-            mask,
-            weights,
-            biases or None,
-            self.scales,
-            self.stride,
-            backend=self.backend,
+        return x, mask, weights, biases or None, self.scales, self.stride
+
+    def _example(self) -> tuple[Any, ...]:
+        strides = self.stride if isinstance(self.stride, (list, tuple)) else (self.stride, self.stride)
+        return self._arguments(
+            self.scales.new_empty(1, self.in_channels, *[32 * min(s, 2) for s in strides]), None
         )
 
     def extra_repr(self) -> str:

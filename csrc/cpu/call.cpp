@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 
 namespace pconv {
 
@@ -68,9 +69,20 @@ Problem<T> Call::problem() const {
   return p;
 }
 
+Tensor Call::pack() const {
+  Problem<float> p = problem<float>();
+  const bool narrow = compute_type(like()) == ScalarType::Float;
+  const int64_t size = narrow ? engine<float>().pack(p) : 0;
+  const Tensor packed = torch::stable::empty({size}, ScalarType::Float);
+  p.prepacked = {mutable_data<float>(packed), size};
+  ask_for_large_pages(p.prepacked.data, size * sizeof(float));
+  return size == 0 || engine<float>().pack(p) == size ? packed : none();
+}
+
 // With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i, so that their
 // outputs never exist.
-std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_) const {
+std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_,
+                                         const OptionalTensor& packed) const {
   const bool channels_last = maps_.back().x.channels_last;
   const Tensor out = empty_map(g_.N, g_.O, g_.Ho, g_.Wo, like().scalar_type(), channels_last);
   const std::vector<Tensor> biases = to_compute(biases_);
@@ -84,7 +96,10 @@ std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_) con
         for (int64_t o = 0; o < g_.O; ++o) folded[o] += scale<T>(i)[o] * const_data<T>(biases[i])[o];
       bias = folded.data();
     }
-    engine<T>().forward(problem<T>(), bias, target_of(out, channels_last));
+    Problem<T> p = problem<T>();
+    if constexpr (std::is_same_v<T, float>)
+      if (packed) p.prepacked = {mutable_data<float>(*packed), packed->numel()};
+    engine<T>().forward(p, bias, target_of(out, channels_last));
   });
   const auto masked =
       std::find_if(maps_.begin(), maps_.end(), [](const MaskedMap& map) { return bool(map.mask_dtype); });

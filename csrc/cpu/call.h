@@ -48,8 +48,11 @@ class Call {
   Call(const char* op, std::vector<MaskedMap> sources, const std::vector<Tensor>& weights,
        const OptionalTensor& scales, const Spacing& spacing);
 
-  // out, new_mask.
-  std::tuple<Tensor, Tensor> forward(const std::vector<Tensor>& biases) const;
+  // Packed weights, which serve calls with other features and biases; [0] where none do.
+  Tensor pack() const;
+  // out, new_mask. Without `packed` that fit, the weights are packed again.
+  std::tuple<Tensor, Tensor> forward(const std::vector<Tensor>& biases,
+                                     const OptionalTensor& packed = std::nullopt) const;
   // With biases where there are scales, whose gradient needs them.
   Gradients backward(const Tensor& grad_out, const std::vector<Tensor>& biases, const Needs& needs) const;
 

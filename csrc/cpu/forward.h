@@ -137,11 +137,12 @@ struct ForwardRows {
   }
 };
 
-// One forward pass, its dense part by Winograd where `w` is given.
+// One forward pass, its dense part by Winograd where `w` is given; `whole`: with packed weights that serve
+// any call.
 template <class T>
 class Forward {
  public:
-  Forward(const Problem<T>& p, const T* bias, Target out, const Winograd<T>* w)
+  Forward(const Problem<T>& p, const T* bias, Target out, const Winograd<T>* w, bool whole = false)
       : p_(p),
         g_(p.geo),
         bias_(bias),
@@ -152,11 +153,12 @@ class Forward {
         passes_(make_passes(p, views_)),
         panels_(make_panels<T>(g_.groups, g_.Og())),
         split_panels_(weights_outweigh(w)),
+        whole_(whole || !split_panels_),
         chunk_(channels_at_once(w)),
-        layout_(passes_, chunk_, !split_panels_) {
+        layout_(passes_, chunk_, whole_) {
     if (w) {
-      dense_passes_ = take_dense_passes(passes_, any_ratio_above(p, limit_));
-      layout_ = Layout(passes_, chunk_, !split_panels_);
+      dense_passes_ = take_dense_passes(passes_, whole || any_ratio_above(p, limit_));
+      layout_ = Layout(passes_, chunk_, whole_);
       dense_.emplace(p, *w, views_, chunk_);
     }
     for (const Pass& pass : passes_)
@@ -165,8 +167,23 @@ class Forward {
       for (int64_t c = 0; c < views_[source].g.Cg(); c += chunk_[source]) chunks_.push_back({source, c});
   }
 
-  // False, and an output that is not whole, where a value is too large for Winograd's products.
-  bool run() {
+  // Entries of packed weights where they are whole.
+  int64_t packed_size() const { return (layout_.rows + (dense_ ? dense_->rows() : 0)) * panels_.columns; }
+  // False where a weight is too large for Winograd's products.
+  bool pack_all(T* to) {
+    const Buffer own = allocate(threads_ * merged_size() * sizeof(T));
+    parallel(panels_.list.size() * chunks_.size(), [&](int64_t i, int64_t thread) {
+      const Panel& panel = panels_.list[i / chunks_.size()];
+      const size_t chunk = i % chunks_.size();
+      PackScratch<T> scratch;
+      pack(panel, chunk, packed(to, panel, chunk), as<T>(own) + thread * merged_size(), scratch);
+    });
+    return moderate_;
+  }
+  // With whole packed weights if `prepacked`. False, and an output that is not whole, where a value is too
+  // large for Winograd's products.
+  bool run(T* prepacked = nullptr) {
+    prepacked_ = prepacked;
     const std::vector<Band> bands = make_bands(g_.N, g_.Ho, band_rows_at_once());
     for (const Band& band : bands) {
       feature_size_ = std::max(feature_size_, features_size<T>(views_, band));
@@ -207,9 +224,9 @@ class Forward {
   std::vector<int64_t> channels_at_once(const Winograd<T>* w) const {
     std::vector<int64_t> chunk;
     for (const View& v : views_)
-      chunk.push_back(!split_panels_ ? v.g.Cg()
-                      : w            ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes)
-                                     : channel_chunk(v.g.Cg()));
+      chunk.push_back(whole_ ? v.g.Cg()
+                      : w    ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes)
+                             : channel_chunk(v.g.Cg()));
     return chunk;
   }
   int64_t band_rows_at_once() const {
@@ -277,14 +294,20 @@ class Forward {
       results += s.rows() * g_.Wo * columns;
     }
   }
+  // Of one chunk and panel in those of all.
+  Packed packed(T* all, const Panel& panel, size_t chunk) const {
+    return {all + layout_.rows * panel.column,
+            dense_ ? dense_->part(panel, dense_->chunks()[chunk], all + layout_.rows * panels_.columns)
+                   : nullptr};
+  }
   int64_t result_size() const { return (pixels_ + 1) * kPanel<T>; }
   int64_t operand_size() const { return dense_ ? tiles_ * dense_->tile_size() : 0; }
   int64_t product_size() const { return dense_ ? tiles_ * dense_->product_size() : 0; }
   int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
 
   void run_shared(const Band& band) {
-    const int64_t direct_size = layout_.rows * kPanel<T>;
-    const int64_t winograd_size = dense_ ? dense_->largest_rows() * kPanel<T> : 0;
+    const int64_t direct_size = prepacked_ ? 0 : layout_.rows * kPanel<T>;
+    const int64_t winograd_size = dense_ && !prepacked_ ? dense_->largest_rows() * kPanel<T> : 0;
     const int64_t own_size = result_size() + merged_size() + direct_size + winograd_size + product_size();
     const Buffer shared = allocate((feature_size_ + operand_size()) * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
@@ -298,30 +321,21 @@ class Forward {
       T *winograd = direct + direct_size, *products = winograd + winograd_size;
       start(panels_.list[i], results);
       for (size_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-        pack(panels_.list[i], chunk, {direct, winograd}, merged, scratch);
-        multiply(loaded, panels_.list[i], chunk, {direct, winograd}, operand, products, results);
+        const Packed weights =
+            prepacked_ ? packed(prepacked_, panels_.list[i], chunk) : Packed{direct, winograd};
+        if (!prepacked_) pack(panels_.list[i], chunk, weights, merged, scratch);
+        multiply(loaded, panels_.list[i], chunk, weights, operand, products, results);
       }
       finish(band, loaded, panels_.list[i], products, results, scratch.block);
     });
   }
 
   void run_own(const std::vector<Band>& bands) {
-    const int64_t own_size =
-        result_size() + feature_size_ + operand_size() + std::max(product_size(), merged_size());
-    const Buffer shared =
-        allocate((layout_.rows + (dense_ ? dense_->rows() : 0)) * panels_.columns * sizeof(T));
+    const int64_t own_size = result_size() + feature_size_ + operand_size() + product_size();
+    const Buffer shared = allocate(prepacked_ ? 0 : packed_size() * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
-    const auto packed = [&](const Panel& panel, size_t chunk) -> Packed {
-      T* const winograd = as<T>(shared) + layout_.rows * panels_.columns;
-      return {as<T>(shared) + layout_.rows * panel.column,
-              dense_ ? dense_->part(panel, dense_->chunks()[chunk], winograd) : nullptr};
-    };
-    parallel(panels_.list.size() * chunks_.size(), [&](int64_t i, int64_t thread) {
-      const Panel& panel = panels_.list[i / chunks_.size()];
-      PackScratch<T> scratch;
-      pack(panel, i % chunks_.size(), packed(panel, i % chunks_.size()), as<T>(own) + thread * own_size,
-           scratch);
-    });
+    T* const weights = prepacked_ ? prepacked_ : as<T>(shared);
+    if (!prepacked_) pack_all(weights);
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
       T* results = as<T>(own) + thread * own_size;
@@ -332,7 +346,7 @@ class Forward {
       for (const Panel& panel : panels_.list) {
         start(panel, results);
         for (size_t chunk = 0; chunk < chunks_.size(); ++chunk)
-          multiply(loaded, panel, chunk, packed(panel, chunk), operand, products, results);
+          multiply(loaded, panel, chunk, packed(weights, panel, chunk), operand, products, results);
         finish(bands[i], loaded, panel, products, results, scratch);
       }
     });
@@ -347,15 +361,21 @@ class Forward {
   std::vector<View> views_;
   std::vector<Pass> passes_, dense_passes_;  // direct ones, those of Winograd by source
   Panels panels_;
-  bool split_panels_;
+  bool split_panels_, whole_;   // whole: packed weights of all panels and channels are there at once
   std::vector<int64_t> chunk_;  // channels, per source
   Layout layout_;
   std::optional<WinogradForward<T>> dense_;
   std::vector<TapTable> taps_;
   std::vector<Chunk> chunks_;                          // as those of `dense_`
   int64_t feature_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
+  T* prepacked_ = nullptr;
   std::atomic<bool> moderate_{true};
 };
+
+// In prepacked.h. False, and an output that is not whole, where the packed weights do not fit or a value is
+// too large.
+template <class T>
+static bool forward_prepacked(const Problem<T>& p, const T* bias, Target out, const Winograd<T>& w);
 
 template <class T>
 static void forward(const Problem<T>& p, const T* bias, Target out) {
@@ -364,6 +384,7 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
   if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);
   const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);
+  if (w && p.prepacked.data && forward_prepacked(p, bias, out, *w)) return;
   if (w && Forward<T>(p, bias, out, &*w).run()) return;
   Forward<T>(p, bias, out, nullptr).run();
 }

@@ -16,6 +16,7 @@
 #include "forward_dots.h"
 #include "forward_few_outputs.h"
 #include "forward.h"
+#include "prepacked.h"
 #include "grad_input_axis.h"
 #include "grad_input_rows.h"
 #include "winograd_grad_input.h"
@@ -29,7 +30,7 @@ namespace pconv::PCONV_ISA {
 
 extern const Engine<float> engine_float;
 extern const Engine<double> engine_double;
-const Engine<float> engine_float{forward<float>, grad_input<float>, grad_weight<float>};
-const Engine<double> engine_double{forward<double>, grad_input<double>, grad_weight<double>};
+const Engine<float> engine_float{forward<float>, pack<float>, grad_input<float>, grad_weight<float>};
+const Engine<double> engine_double{forward<double>, pack<double>, grad_input<double>, grad_weight<double>};
 
 }  // namespace pconv::PCONV_ISA

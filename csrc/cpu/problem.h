@@ -75,6 +75,13 @@ struct Windows {
   }
 };
 
+// Packed weights that outlive a call, null for none: `pack` writes what `forward` reads.
+template <class T>
+struct Prepacked {
+  T* data = nullptr;
+  int64_t size = 0;
+};
+
 template <class T>
 struct Problem {
   DType dtype;  // of the feature maps; T computes
@@ -82,6 +89,7 @@ struct Problem {
   std::vector<Source> sources;
   std::vector<Branch<T>> branches;  // by ascending window
   const Windows* windows;
+  Prepacked<T> prepacked = {};
 };
 
 // A feature map to be written, in the dtype of the problem.
@@ -112,6 +120,9 @@ template <class T>
 struct Engine {
   // out [N, O, Ho, Wo]; bias [O] (already scaled and summed over branches) or null.
   void (*forward)(const Problem<T>&, const T* bias, Target out);
+  // Entries of the packed weights that forward takes where they fit, 0 where it takes none; written where
+  // there is room for them.
+  int64_t (*pack)(const Problem<T>&);
   // One target per source.
   void (*grad_input)(const Problem<T>&, Gradient, const std::vector<Target>&);
   // Per branch: grad_weight like weight; grad_scale [O] = <W, dL/dV> (only where the branch has a scale).

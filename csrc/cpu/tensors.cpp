@@ -10,10 +10,10 @@
 
 namespace pconv {
 
-// Asks for pages of 2 MB for scratch memory, which the allocator mostly hands out again: packed weights and
-// operands of Winograd's products lie far apart, and looking up small pages costs a tenth of the time.
-// Results are fresh memory every time, for which a virtual machine may have to find such pages at great cost.
-static void ask_for_large_pages(void* data, int64_t bytes) {
+// Packed weights and operands of Winograd's products lie far apart, and looking up small pages costs a tenth
+// of the time. Scratch memory the allocator mostly hands out again, and weights may be kept. Results are
+// fresh memory every time, for which a virtual machine may have to find such pages at great cost.
+void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 2 << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;

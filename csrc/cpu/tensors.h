@@ -39,6 +39,8 @@ Source make_source(const FeatureMap& x, const MaskPlanes& mask, int up);
 // New feature map or gradient [N, C, H, W].
 Tensor empty_map(int64_t N, int64_t C, int64_t H, int64_t W, ScalarType dtype, bool channels_last);
 Tensor empty_like_dense(const Tensor& t, ScalarType dtype);
+// Asks for pages of 2 MB.
+void ask_for_large_pages(void* data, int64_t bytes);
 Target target_of(const Tensor& t, bool channels_last);
 // new_mask [N, 1, Ho, Wo]: a window of the smallest kernel holds a valid entry.
 Tensor updated_mask(const Geometry& g, const Windows& w, ScalarType dtype);

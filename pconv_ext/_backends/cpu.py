@@ -6,8 +6,10 @@ import importlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .. import ops
+from ..ops.call import Call
 from . import algorithm
 from .backend import Backend
 
@@ -35,5 +37,29 @@ def _load() -> str:
     return algorithm.MISTAKE
 
 
+def pack(call: Call) -> Tensor:
+    """Packed weights of `call`, for others with the same parameters, whatever their features; [0] if none."""
+    features, _, up = zip(*call.sources, strict=True)
+    packed: Tensor = torch.ops.pconv_ext.pack(features, up, call.weights, call.scales, *call.geometry)
+    return packed
+
+
+def forward_packed(call: Call, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Result of any operator, with packed weights where they fit. It has no autograd, autocast or fake."""
+    features, masks, up = zip(*call.sources, strict=True)
+    result: tuple[Tensor, Tensor] = torch.ops.pconv_ext.forward_packed(
+        features, masks, up, call.weights, call.biases, call.scales, *call.geometry, packed
+    )
+    return result
+
+
 _library = ops.register("pconv_ext")  # before the extension module, which adds kernels to these schemas
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+_library.define(
+    f"pack(Tensor[] features, bool[] up, Tensor[] weights, Tensor? scales, {_GEOMETRY}) -> Tensor"
+)
+_library.define(
+    "forward_packed(Tensor[] features, Tensor?[] masks, bool[] up, Tensor[] weights, Tensor[] biases, "
+    f"Tensor? scales, {_GEOMETRY}, Tensor packed) -> (Tensor, Tensor)"
+)
 BACKEND = Backend("cpu", torch.ops.pconv_ext, _load())

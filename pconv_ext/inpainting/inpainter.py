@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _backends
 from .._checks import FLOAT_DTYPES, MASK_DTYPES
+from .._prepack import prepack
 from . import _pictures, masks
 from ._arguments import about
 from ._device import find_device
@@ -49,7 +50,7 @@ class Inpainter:
         backend: of its partial convolutions, as for `pconv_ext.partial_conv2d`.
 
     Attributes:
-        net: in evaluation mode, float32, on `device`.
+        net: in evaluation mode, float32, on `device`; on the CPU prepacked (`pconv_ext.prepack`).
         device: a ``torch.device``.
 
     Raises:
@@ -69,7 +70,7 @@ class Inpainter:
         self.device = find_device("Inpainter", device)
         with torch.random.fork_rng(devices=[]):  # a new network draws weights, which are then replaced
             net = _load(checkpoint, backend)
-        self.net = net.eval().to(self.device, torch.float32)
+        self.net = prepack(net.eval().to(self.device, torch.float32))
 
     def __call__(
         self, image: Picture, mask: AnyPicture, *, invert_mask: bool = False, raw: bool = False

@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .._prepack import Prepackable
 from ..functional import upcat_partial_conv2d
 from ..modules import MSFEF, PartialConv2d
+from ..ops import upcat_partial_conv2d as _upcat_partial_conv2d
 from ._arguments import about, named
 
 __all__ = ["InpaintingNet", "composite"]
@@ -48,11 +50,14 @@ class _EncoderStage(nn.Module):
         return self.activation(self.norm(x)), mask
 
 
-class _DecoderStage(nn.Module):
+class _DecoderStage(Prepackable):
     """Up-sample, concatenate with the skip, partial convolution; but for the last, batch norm, LeakyReLU."""
+
+    _operator = _upcat_partial_conv2d
 
     def __init__(self, c_low: int, c_skip: int, c_out: int, backend: str, *, last: bool) -> None:
         super().__init__()
+        self.channels = c_low, c_skip
         self.conv = PartialConv2d(c_low + c_skip, c_out, 3, padding=1, backend=backend)
         self.norm = nn.Identity() if last else BatchNorm2d(c_out)
         self.activation = nn.Identity() if last else nn.LeakyReLU(0.2, inplace=True)
@@ -60,11 +65,22 @@ class _DecoderStage(nn.Module):
     def forward(
         self, low: Tensor, mask_low: Tensor | None, skip: Tensor, mask_skip: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        conv = self.conv
-        x, mask = upcat_partial_conv2d(
-            low, mask_low, skip, mask_skip, conv.weight, conv.bias, backend=conv.backend
-        )
+        arguments = self._arguments(low, mask_low, skip, mask_skip)
+        result = self._packed and self._from_packed(arguments)
+        x, mask = result or upcat_partial_conv2d(*arguments, backend=self.backend)
         return self.activation(self.norm(x)), mask
+
+    @property
+    def backend(self) -> str:  # type: ignore[override]
+        return str(self.conv.backend)
+
+    def _arguments(self, *features_and_masks: Tensor | None) -> tuple[Any, ...]:
+        return *features_and_masks, self.conv.weight, self.conv.bias
+
+    def _example(self) -> tuple[Any, ...]:
+        c_low, c_skip = self.channels
+        empty = self.conv.weight.new_empty
+        return self._arguments(empty(1, c_low, 16, 16), None, empty(1, c_skip, 32, 32), None)
 
 
 class InpaintingNet(nn.Module):
