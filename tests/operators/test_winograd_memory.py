@@ -1,7 +1,7 @@
 """What the CPU's kernels allocate in MSFEF layers 1 and 2 of the network, by torch's allocation events.
 
 Scratch is the peak above inputs and results. It is made of budgets for bands and tiles, some for each thread
-and one that all share, so it does not grow with the batch.
+and one that all share, so it does not grow with the batch, but for a number for each window of each kernel.
 """
 
 import gc
@@ -73,5 +73,7 @@ def test_scratch(layer):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_scratch_does_not_grow_with_the_batch(layer):
     one, three = scratch(layer, 1), scratch(layer, 3)
+    _, _, size, *_ = LAYERS[layer]
+    window_counts = 4 * 3 * (size // 2) ** 2  # bytes of an image
     for alone, together in zip(one[:2], three[:2], strict=True):
-        assert together <= 1.05 * alone
+        assert together <= 1.05 * alone + 2 * window_counts
