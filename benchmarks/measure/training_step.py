@@ -24,7 +24,7 @@ from measure.memory import allocations
 from names import COMPILED, NAIVE_1, NAIVE_C
 from operators.msfef import naive_msfef
 from operators.upcat_partial_conv2d import naive_upcat_1, naive_upcat_c
-from pconv_ext import MSFEF, InpaintingNet
+from pconv_ext import MSFEF, InpaintingNet, PartialConv2d
 from pconv_ext.losses import InpaintingLoss
 
 # Largest ||g - ours|| / ||ours|| over all gradients of a step together: a whole network rounds more often
@@ -107,7 +107,7 @@ def forms(net: InpaintingNet, image: Tensor, mask: Tensor, settings: Settings, c
     def ours(backend: str) -> Callable[[], Tensor]:
         def forward() -> Tensor:
             for module in net.modules():
-                if hasattr(module, "backend"):
+                if isinstance(module, (MSFEF, PartialConv2d)):  # a decoder stage asks its convolution
                     module.backend = backend
             return net(image, mask)
 

@@ -224,9 +224,7 @@ class Forward {
   std::vector<int64_t> channels_at_once(const Winograd<T>* w) const {
     std::vector<int64_t> chunk;
     for (const View& v : views_)
-      chunk.push_back(whole_ ? v.g.Cg()
-                      : w    ? winograd_chunk(*w, v.g.Cg(), kForwardChunkBytes)
-                             : channel_chunk(v.g.Cg()));
+      chunk.push_back(whole_ ? v.g.Cg() : w ? winograd_chunk(*w, v.g.Cg()) : channel_chunk(v.g.Cg()));
     return chunk;
   }
   int64_t band_rows_at_once() const {

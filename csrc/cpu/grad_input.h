@@ -68,9 +68,7 @@ class GradInput {
                               : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_w, g_.pl);
     }
     split_panels_ = static_cast<int64_t>(panels_.list.size()) >= threads_ && weights_outweigh(w);
-    chunk_ = !split_panels_ ? g_.Og()
-             : w            ? winograd_chunk(*w, g_.Og(), kGradInputChunkBytes)
-                            : channel_chunk(g_.Og());
+    chunk_ = !split_panels_ ? g_.Og() : w ? winograd_chunk(*w, g_.Og()) : channel_chunk(g_.Og());
     if (w) dense_.emplace(p, *w, source, rows_, cols_, chunk_);
     for (const Pass& pass : passes_) {
       placements_.emplace_back(p.branches.size());

@@ -121,12 +121,12 @@ static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t 
   });
   return true;
 }
-// Channels that a thread packs at a time, where it packs as it goes: more for the input gradient, whose
-// products alone outgrow the second cache.
-constexpr int64_t kForwardChunkBytes = 1408 << 10, kGradInputChunkBytes = 2816 << 10;
+// Channels that a thread packs at a time, where it packs as it goes: more would read and write the products
+// less often, and leave the second cache.
+constexpr int64_t kChunkBytes = 1408 << 10;
 template <class T>
-static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels, int64_t bytes) {
-  return channel_chunk<T>(channels, bytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))));
+static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels) {
+  return channel_chunk<T>(channels, kChunkBytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))));
 }
 
 // Rows of tiles, of `down` in all, that one visit works on. Packed weights are read once a visit, and beyond
@@ -154,35 +154,41 @@ static constexpr WinogradTransforms<float> kWinogradFloat[] = {
     winograd_transforms<float, 2, 3, Favour::none>(), winograd_transforms<float, 2, 4, Favour::none>(),
 };
 
-// The cheapest way to cover a convolution of `channels`, if there is one that beats the direct form. Large
-// tiles need `least_tiles`: few of them do not average what each rounds.
+// What has to average the roundings of large tiles, and what it takes to try small ones.
+struct LeastTiles {
+  int64_t large = 1, small = 1;
+};
+
+// The cheapest way to cover a convolution of `channels`, if there is one that beats the direct form.
 template <class T, Favour Results>
 static std::optional<Winograd<T>> choose_winograd(const Geometry& g, int64_t channels,
-                                                  int64_t least_tiles = 0) {
+                                                  LeastTiles least = {}) {
   if constexpr (std::is_same_v<T, float>) {
     const auto residue = [&](int64_t k) { return (k + g.sh - 1) / g.sh; };
     if (algorithm() == Algorithm::direct) return {};
     if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
     if (g.Og() < kLeastChannels || channels / g.groups < kLeastChannels) return {};
+    // Weights are packed once, at the price of so many tiles.
+    constexpr int64_t kPacking = 8;
+    const int64_t direct = (g.N * g.Ho * g.Wo + kPacking) * g.kh * g.kw;
     std::optional<Winograd<T>> best;
-    int64_t least = 0;
+    int64_t cost = direct * 85 / 100;
     for (const WinogradTransforms<T>& f : kWinogradFloat<Results>) {
       if (f.r != residue(g.kh)) continue;
       const Winograd<T> w(f, g);
-      const int64_t tiles = g.N * w.tiles(g.Ho) * w.tiles(g.Wo), products = tiles * w.blocks();
-      if (w.m > 2 && tiles < least_tiles) continue;
-      if (!best || products < least) best.emplace(w), least = products;
+      const int64_t tiles = g.N * w.tiles(g.Ho) * w.tiles(g.Wo), products = (tiles + kPacking) * w.blocks();
+      if (tiles < (w.m > 2 ? least.large : least.small)) continue;
+      if (products < cost) best.emplace(w), cost = products;
     }
-    if (best && least >= g.pixels() * g.kh * g.kw) best.reset();
     return best;
   }
   return {};
 }
 template <class T, Favour Results>
-static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p, int64_t least_tiles = 0) {
+static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p, LeastTiles least = {}) {
   int64_t channels = p.geo.C;
   for (const Source& s : p.sources) channels = std::min(channels, s.C);
-  return choose_winograd<T, Results>(p.geo, channels, least_tiles);
+  return choose_winograd<T, Results>(p.geo, channels, least);
 }
 
 }  // namespace

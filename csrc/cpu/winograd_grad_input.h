@@ -43,8 +43,9 @@ class WinogradGradInput {
         cols_(cols),
         chunk_(chunk),
         padded_((chunk + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
-        chunk_size_(up_ ? w.size(padded_, kLanes<T>) : w.frequencies() * (padded_ + kLanes<T>)),
-        tile_size_(odd_lines<T>(p.geo.O / chunk * chunk_size_)),
+        chunk_size_(up_ ? w.size(padded_, kLanes<T>) : padded_),
+        frequency_size_(p.geo.O / chunk * padded_ + kLanes<T>),
+        tile_size_(odd_lines<T>(up_ ? p.geo.O / chunk * chunk_size_ : w.frequencies() * frequency_size_)),
         product_size_((up_ ? w.frequencies() * kPanel<T> : w.size(kPanel<T>, 0)) + kLanes<T>) {}
 
   // Rows of a packed chunk of one panel.
@@ -83,7 +84,7 @@ class WinogradGradInput {
                                          a * row + b * pixel)
                                : w_.grid(w_.n, w_.n, row, pixel);
       const Offsets to = up_ ? w_.frequency_offsets(a, b, padded_, kLanes<T>)
-                             : w_.grid(w_.n, w_.n, w_.n * (padded_ + kLanes<T>), padded_ + kLanes<T>);
+                             : w_.grid(w_.n, w_.n, w_.n * frequency_size_, frequency_size_);
       const auto transform = w_.f->inputs[up_ && w_.shorter_h(a)][up_ && w_.shorter_w(b)];
       for (int64_t i = 0; i < p_.geo.O / chunk_; ++i)
         transform(tile.gradient + i * plane, from.data(), chunk_, out + i * chunk_size_, to.data());
@@ -108,7 +109,7 @@ class WinogradGradInput {
         continue;
       }
       for (int64_t k = 0; k < w_.blocks_of(q); ++k)
-        product<T>(panel.vectors, tiles, {data + q * (padded_ + kLanes<T>), tile_size_, 1},
+        product<T>(panel.vectors, tiles, {data + q * frequency_size_, tile_size_, 1},
                    {weights + k * padded_ * columns, 0, columns}, padded_,
                    products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
     }
@@ -164,7 +165,8 @@ class WinogradGradInput {
   const Winograd<T>& w_;
   int up_;
   const Axis &rows_, &cols_;
-  int64_t chunk_, padded_, chunk_size_, tile_size_, product_size_;
+  // Entries of a chunk, of a frequency of all channels where residues share one operand, of a tile.
+  int64_t chunk_, padded_, chunk_size_, frequency_size_, tile_size_, product_size_;
 };
 
 }  // namespace

@@ -17,9 +17,10 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
-// Fewer tiles than that average too little of what they round; shorter chains than those of channels, since
-// the transforms back to taps amplify more.
-constexpr int64_t kLeastTiles = 48, kTileChain = 16;
+// Fewer tiles average too little of what they round, and are too short a sum to be fast. Shorter chains than
+// those of channels, since the transforms back to taps amplify more.
+constexpr LeastTiles kLeastTiles{48, 32};
+constexpr int64_t kTileChain = 16;
 
 template <class T>
 class WinogradGradWeight {
