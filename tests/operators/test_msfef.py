@@ -82,7 +82,7 @@ def test_layers_of_real_size(backend, shape, c_out, mask):
             h, w = h // 2, w // 2
         shape, c_out = (n, min(c_in, 130), h, w), min(c_out, 128)
     args = case(backend, shape, c_out, mask=mask, dtype=torch.float32)
-    # Errors of the weights' gradients are measured by one rms for all outputs, and scales far apart would show.
+    # Errors of the weights' gradients are measured by one rms for all outputs: scales far apart would show.
     args["scales"].uniform_(0.5, 1.5)
     check(backend, args)
 
