@@ -18,7 +18,7 @@ class set_algorithm:
 
     "auto" lets dense parts use Winograd's products, F(4,4) and F(4,3), where features are float32 or have 16
     bits: the error is at most about 1.4e-5 of |y| + rms(y) on features of one scale. It follows a tile of
-    4 x 4 outputs and not the window, so that a value far larger than its neighbours is felt beside its windows.
+    4 x 4 outputs and not the window: a value far larger than its neighbours is felt beside its windows.
     "direct" has the smallest error, 2 to 7e-6, and takes up to three times the time.
     Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 
