@@ -71,9 +71,9 @@ template <class H, class W, class T>
 static void transform(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to) {
   constexpr int64_t L = kLanes<T>;
   constexpr int entries = H::cols * W::cols;
+  T block[entries * L];
+  int64_t block_from[entries];
   for (int64_t c = 0; c < count; c += L, in += L) {
-    T block[entries * L];
-    int64_t block_from[entries];
     if (count - c < L) {
       for (int i = 0; i < entries; ++i) {
         block_from[i] = i * L;
