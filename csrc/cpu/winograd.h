@@ -48,6 +48,11 @@ struct Winograd {
         first.push_back(first.back() + meeting(i, short_h) * meeting(j, short_w));
   }
   int64_t tiles(int64_t results) const { return (results + m - 1) / m; }  // in one direction
+  int64_t tiles(const Band& band, int64_t width) const {
+    int64_t rows = 0;
+    for (const Slice& s : band) rows += tiles(s.rows());
+    return rows * tiles(width);
+  }
   int64_t frequencies() const { return n * n; }
   int64_t blocks() const { return first.back(); }
   int64_t blocks_of(int64_t frequency) const { return first[frequency + 1] - first[frequency]; }
@@ -66,7 +71,15 @@ struct Winograd {
         out.push_back(frequency_offset(i * n + j, block, pad) + (a * meeting(j, short_w) + b) * block);
     return out;
   }
-  // Every stride-th of rows x cols entries, from (a, b) on.
+  // The pixels of a tile's window and the taps of the filter that residue (a, b) has, `row` and `col` entries
+  // apart in memory.
+  Offsets pixels(int64_t a, int64_t b, int64_t row, int64_t col) const {
+    return grid(n - shorter_h(a), n - shorter_w(b), stride * row, stride * col, a * row + b * col);
+  }
+  Offsets taps(int64_t a, int64_t b, int64_t row, int64_t col) const {
+    return grid(r - shorter_h(a), r - shorter_w(b), stride * row, stride * col, a * row + b * col);
+  }
+  // rows x cols entries from `start` on.
   static Offsets grid(int64_t rows, int64_t cols, int64_t row, int64_t col, int64_t start = 0) {
     Offsets out;
     for (int64_t i = 0; i < rows; ++i)
@@ -109,8 +122,8 @@ static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t 
   if (!moderate(merged, kh * kw * count * columns)) return false;
   const int64_t col = count * columns, row = kw * col;
   w.each_residue([&](int64_t a, int64_t b) {
-    const int64_t h = w.shorter_h(a), v = w.shorter_w(b), down = w.stride * row, across = w.stride * col;
-    Offsets from = w.grid(w.r - h, w.r - v, down, across, a * row + b * col);
+    const bool h = w.shorter_h(a), v = w.shorter_w(b);
+    Offsets from = w.taps(a, b, row, col);
     if (turned) std::reverse(from.begin(), from.end());
     const Offsets to = w.frequency_offsets(a, b, padded * columns, kWinogradRowPad * columns);
     for (int64_t i = 0; i < count; ++i)

@@ -45,11 +45,7 @@ class WinogradForward {
     return w_.m * winograd_rows_per_band(p_.geo.N * w_.tiles(p_.geo.Ho), w_.tiles(p_.geo.Wo),
                                          (tile_size() + product_size_) * sizeof(T), shared, threads);
   }
-  int64_t tile_count(const Band& band) const {
-    int64_t rows = 0;
-    for (const Slice& s : band) rows += w_.tiles(s.rows());
-    return rows * w_.tiles(p_.geo.Wo);
-  }
+  int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
   std::vector<WinogradTile> tiles(const Band& band, const std::vector<T>& factor) const {
     return winograd_tiles(band, w_.m, p_.geo.Wo, factor);
   }

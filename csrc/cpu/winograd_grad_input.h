@@ -80,9 +80,7 @@ class WinogradGradInput {
   void load(const GradientTile<T>& tile, int64_t plane, T* out) const {
     const int64_t row = cols_.all().size() * chunk_, pixel = chunk_;
     each_input_residue([&](int64_t a, int64_t b) {
-      const Offsets from = up_ ? w_.grid(w_.n - w_.shorter_h(a), w_.n - w_.shorter_w(b), 2 * row, 2 * pixel,
-                                         a * row + b * pixel)
-                               : w_.grid(w_.n, w_.n, row, pixel);
+      const Offsets from = up_ ? w_.pixels(a, b, row, pixel) : w_.grid(w_.n, w_.n, row, pixel);
       const Offsets to = up_ ? w_.frequency_offsets(a, b, padded_, kLanes<T>)
                              : w_.grid(w_.n, w_.n, w_.n * frequency_size_, frequency_size_);
       const auto transform = w_.f->inputs[up_ && w_.shorter_h(a)][up_ && w_.shorter_w(b)];

@@ -46,11 +46,7 @@ class WinogradGradWeight {
     const int64_t bytes = std::min(kMostOperandBytes, std::max(kLeastOperandBytes, 10 * weight_bytes));
     return w_.m * std::max<int64_t>(1, std::min(bytes / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
   }
-  int64_t tile_count(const Band& band) const {
-    int64_t rows = 0;
-    for (const Slice& s : band) rows += w_.tiles(s.rows());
-    return rows * w_.tiles(p_.geo.Wo);
-  }
+  int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
 
   // `gradient` [panel][pixels and a row of zeros, columns] is scaled by `factor` [pixels].
   void load(const Band& band, const std::vector<FeatureBand<T>>& features, const std::vector<T>& factor,
@@ -97,7 +93,7 @@ class WinogradGradWeight {
     w_.each_residue([&](int64_t a, int64_t b) {
       const bool h = w_.shorter_h(a), v = w_.shorter_w(b);
       const Offsets from = w_.frequency_offsets(a, b, c.padded * columns, kWinogradRowPad * columns);
-      const Offsets to = w_.grid(w_.r - h, w_.r - v, w_.stride * row, w_.stride * col, a * row + b * col);
+      const Offsets to = w_.taps(a, b, row, col);
       for (int64_t i = 0; i < c.size; ++i)
         w_.f->weight_sums[h][v](sums + i * columns, from.data(), columns, grads + i * columns, to.data());
     });

@@ -68,11 +68,8 @@ class WinogradInput {
         largest_rows = std::max(largest_rows, w.size(padded, kWinogradRowPad));
       }
       from_.emplace_back();
-      w.each_residue([&](int64_t a, int64_t b) {
-        const int64_t row = g.Wp * chunk[s];
-        from_.back().push_back(w.grid(w.n - w.shorter_h(a), w.n - w.shorter_w(b), w.stride * row,
-                                      w.stride * chunk[s], a * row + b * chunk[s]));
-      });
+      w.each_residue(
+          [&](int64_t a, int64_t b) { from_.back().push_back(w.pixels(a, b, g.Wp * chunk[s], chunk[s])); });
     }
     tile_size = odd_lines<T>(groups * group_size_);
   }
