@@ -167,10 +167,17 @@ class Forward {
       for (int64_t c = 0; c < views_[source].g.Cg(); c += chunk_[source]) chunks_.push_back({source, c});
   }
 
+  // Packed weights, of one chunk and panel or of all.
+  struct Packed {
+    T *direct, *winograd;
+  };
   // Entries of packed weights where they are whole.
-  int64_t packed_size() const { return (layout_.rows + (dense_ ? dense_->rows() : 0)) * panels_.columns; }
+  int64_t direct_size() const { return layout_.rows * panels_.columns; }
+  int64_t winograd_size() const { return dense_ ? dense_->rows() * panels_.columns : 0; }
+  int64_t packed_size() const { return direct_size() + winograd_size(); }
+  Packed parts(T* all) const { return {all, all + direct_size()}; }
   // False where a weight is too large for Winograd's products.
-  bool pack_all(T* to) {
+  bool pack_all(Packed to) {
     const Buffer own = allocate(threads_ * merged_size() * sizeof(T));
     parallel(panels_.list.size() * chunks_.size(), [&](int64_t i, int64_t thread) {
       const Panel& panel = panels_.list[i / chunks_.size()];
@@ -182,7 +189,7 @@ class Forward {
   }
   // With whole packed weights if `prepacked`. False, and an output that is not whole, where a value is too
   // large for Winograd's products.
-  bool run(T* prepacked = nullptr) {
+  bool run(std::optional<Packed> prepacked = {}) {
     prepacked_ = prepacked;
     const std::vector<Band> bands = make_bands(g_.N, g_.Ho, band_rows_at_once());
     for (const Band& band : bands) {
@@ -207,11 +214,6 @@ class Forward {
     ForwardRows<T> rows;
     std::vector<WinogradTile> tiles;
   };
-  // Packed weights of one chunk and panel.
-  struct Packed {
-    T *direct, *winograd;
-  };
-
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared
   // band; else the packed weights are shared and each thread takes bands.
   bool weights_outweigh(const Winograd<T>* w) const {
@@ -293,10 +295,9 @@ class Forward {
     }
   }
   // Of one chunk and panel in those of all.
-  Packed packed(T* all, const Panel& panel, size_t chunk) const {
-    return {all + layout_.rows * panel.column,
-            dense_ ? dense_->part(panel, dense_->chunks()[chunk], all + layout_.rows * panels_.columns)
-                   : nullptr};
+  Packed packed(const Packed& all, const Panel& panel, size_t chunk) const {
+    return {all.direct + layout_.rows * panel.column,
+            dense_ ? dense_->part(panel, dense_->chunks()[chunk], all.winograd) : nullptr};
   }
   int64_t result_size() const { return (pixels_ + 1) * kPanel<T>; }
   int64_t operand_size() const { return dense_ ? tiles_ * dense_->tile_size() : 0; }
@@ -304,9 +305,9 @@ class Forward {
   int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
 
   void run_shared(const Band& band) {
-    const int64_t direct_size = prepacked_ ? 0 : layout_.rows * kPanel<T>;
-    const int64_t winograd_size = dense_ && !prepacked_ ? dense_->largest_rows() * kPanel<T> : 0;
-    const int64_t own_size = result_size() + merged_size() + direct_size + winograd_size + product_size();
+    const int64_t direct_rows = prepacked_ ? 0 : layout_.rows;
+    const int64_t rows = direct_rows + (dense_ && !prepacked_ ? dense_->largest_rows() : 0);
+    const int64_t own_size = result_size() + merged_size() + rows * kPanel<T> + product_size();
     const Buffer shared = allocate((feature_size_ + operand_size()) * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
     T* const operand = as<T>(shared) + feature_size_;
@@ -316,11 +317,11 @@ class Forward {
       PackScratch<T> scratch;
       T* results = as<T>(own) + thread * own_size;
       T *merged = results + result_size(), *direct = merged + merged_size();
-      T *winograd = direct + direct_size, *products = winograd + winograd_size;
+      T *winograd = direct + direct_rows * kPanel<T>, *products = direct + rows * kPanel<T>;
       start(panels_.list[i], results);
       for (size_t chunk = 0; chunk < chunks_.size(); ++chunk) {
         const Packed weights =
-            prepacked_ ? packed(prepacked_, panels_.list[i], chunk) : Packed{direct, winograd};
+            prepacked_ ? packed(*prepacked_, panels_.list[i], chunk) : Packed{direct, winograd};
         if (!prepacked_) pack(panels_.list[i], chunk, weights, merged, scratch);
         multiply(loaded, panels_.list[i], chunk, weights, operand, products, results);
       }
@@ -330,9 +331,11 @@ class Forward {
 
   void run_own(const std::vector<Band>& bands) {
     const int64_t own_size = result_size() + feature_size_ + operand_size() + product_size();
-    const Buffer shared = allocate(prepacked_ ? 0 : packed_size() * sizeof(T));
+    // Two buffers, since allocators give very large ones back at once, and fresh pages cost more than packing.
+    const Buffer direct = allocate(prepacked_ ? 0 : direct_size() * sizeof(T));
+    const Buffer winograd = allocate(prepacked_ ? 0 : winograd_size() * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
-    T* const weights = prepacked_ ? prepacked_ : as<T>(shared);
+    const Packed weights = prepacked_ ? *prepacked_ : Packed{as<T>(direct), as<T>(winograd)};
     if (!prepacked_) pack_all(weights);
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
@@ -366,7 +369,7 @@ class Forward {
   std::vector<TapTable> taps_;
   std::vector<Chunk> chunks_;                          // as those of `dense_`
   int64_t feature_size_ = 0, pixels_ = 0, tiles_ = 0;  // of the largest band
-  T* prepacked_ = nullptr;
+  std::optional<Packed> prepacked_;
   std::atomic<bool> moderate_{true};
 };
 

@@ -54,7 +54,7 @@ template <class T>
 static bool forward_prepacked(const Problem<T>& p, const T* bias, Target out, const Winograd<T>& w) {
   Forward<T> f(p, bias, out, &w, true);
   T* const weights = PrepackedHeader<T>(p, w, f.packed_size()).weights(p.prepacked);
-  return weights && f.run(weights);
+  return weights && f.run(f.parts(weights));
 }
 
 // F(m, 2) makes of weights 7 to 10 times as many values: to read those takes the time of packing them again.
@@ -67,7 +67,7 @@ static int64_t pack(const Problem<T>& p) {
   const int64_t size = header.size() + f.packed_size();
   if (p.prepacked.size == 0) return size;
   header.write(p.prepacked.data);
-  return f.pack_all(p.prepacked.data + header.size()) ? size : 0;
+  return f.pack_all(f.parts(p.prepacked.data + header.size())) ? size : 0;
 }
 
 }  // namespace
