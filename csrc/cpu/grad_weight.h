@@ -66,7 +66,7 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   const int64_t band_size = feature_size + WeightBand<T>::size(max_pixels, passes, limit, panels);
   const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
   const int64_t dense_sums = dense ? dense->sum_size() : 0;
-  const Buffer operands = allocate(dense ? tiles * dense->tile_size() * sizeof(T) : 0);
+  const Buffer operands = allocate(dense ? dense->arrange(tiles) * sizeof(T) : 0);
   const Buffer scratch = allocate(copies * band_size * sizeof(T)),
                sums = allocate(threads * (sum_size + dense_sums) * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));

@@ -2,6 +2,7 @@
 // NV vectors of C in registers; a panel of B is up to kPanelVectors vectors wide.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "isa.h"
 #include "vec.h"
@@ -10,8 +11,8 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
-constexpr int64_t kRows = 6;
-constexpr int64_t kPanelVectors = PCONV_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int kRows = 6;
+constexpr int kPanelVectors = PCONV_VECTOR_BYTES == 64 ? 4 : 2;
 template <class T>
 constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
 
@@ -54,44 +55,21 @@ static __attribute__((noinline)) void gemm_tile(const T* const* a, const Segment
     for (int v = 0; v < NV; ++v) store(c[r] + v * L, load(c[r] + v * L) + scale[r] * acc[r][v]);
 }
 
-template <class T, int NV>
-static void gemm_rows(int64_t rows, const T* const* a, const Segment* segments, int64_t n, const T* b,
-                      T* const* c, const T* scale) {
-  switch (rows) {
-    case 6:
-      return gemm_tile<T, NV, 6>(a, segments, n, b, c, scale);
-    case 5:
-      return gemm_tile<T, NV, 5>(a, segments, n, b, c, scale);
-    case 4:
-      return gemm_tile<T, NV, 4>(a, segments, n, b, c, scale);
-    case 3:
-      return gemm_tile<T, NV, 3>(a, segments, n, b, c, scale);
-    case 2:
-      return gemm_tile<T, NV, 2>(a, segments, n, b, c, scale);
-    default:
-      return gemm_tile<T, NV, 1>(a, segments, n, b, c, scale);
-  }
+// Calls f(n) with n as a constant, 1 <= n <= Most.
+template <int Most, class F>
+PCONV_INLINE void with_constant(int64_t n, const F& f) {
+  if constexpr (Most > 1)
+    if (n < Most) return with_constant<Most - 1>(n, f);
+  f(std::integral_constant<int, Most>{});
 }
+
 template <class T>
 static void gemm(int64_t vectors, int64_t rows, const T* const* a, const Segment* segments, int64_t n,
                  const T* b, T* const* c, const T* scale) {
-  switch (vectors) {
-#if PCONV_VECTOR_BYTES == 64
-    case 4:
-      return gemm_rows<T, 4>(rows, a, segments, n, b, c, scale);
-    case 3:
-      return gemm_rows<T, 3>(rows, a, segments, n, b, c, scale);
-#endif
-    case 2:
-      return gemm_rows<T, 2>(rows, a, segments, n, b, c, scale);
-    default:
-      return gemm_rows<T, 1>(rows, a, segments, n, b, c, scale);
-  }
+  with_constant<kPanelVectors>(vectors, [&](auto nv) {
+    with_constant<kRows>(rows, [&](auto mr) { gemm_tile<T, nv, mr>(a, segments, n, b, c, scale); });
+  });
 }
-
-// Sums for Winograd's transforms, which amplify rounding errors: chains of products, eight chains added up in
-// a run, runs in C. The error of one long chain would grow with its length.
-constexpr int64_t kChain = 32, kChainsOfRun = 8;
 
 // An operand: entries between its rows (of A) and between the steps of the reduction.
 template <class T>
@@ -100,104 +78,71 @@ struct Operand {
   int64_t row, step;
 };
 
-// One chain: C [MR][NV vectors], rows `ldc` apart, (=|+=) A [MR][n] B [n][NV vectors].
+// Sums for Winograd's transforms, which amplify rounding errors: chains of products, which are summed in a
+// run, and runs in C. The error of one long chain would grow with its length. Sums of fewer rows than
+// elsewhere stay in registers beside the chain where there are 32.
+constexpr int64_t kChain = 16, kRun = 256;
+constexpr int kProductRows = PCONV_VECTOR_BYTES == 64 ? 3 : 6;
+
+// One run: C [MR][NV vectors], rows `ldc` apart, (=|+=) A [MR][n] B [n][NV vectors].
 template <class T, int NV, int MR>
-static __attribute__((noinline)) void chain_tile(Operand<T> a, Operand<T> b, int64_t n, T* c, int64_t ldc,
-                                                 bool add) {
+static __attribute__((noinline)) void product_tile(Operand<T> a, Operand<T> b, int64_t n, T* c, int64_t ldc,
+                                                   bool add) {
   constexpr int64_t L = kLanes<T>;
-  Vec<T> acc[MR][NV];
+  Vec<T> sum[MR][NV], acc[MR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[r][v] = Vec<T>{};
-  for (int64_t k = 0; k < n; ++k, a.data += a.step, b.data += b.step) {
-    Vec<T> bv[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = load(b.data + v * L);
+    for (int v = 0; v < NV; ++v) sum[r][v] = Vec<T>{};
+  for (int64_t k = 0; k < n;) {
+    const int64_t end = k + kChain < n ? k + kChain : n;
 #pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r) {
-      const T x = a.data[r * a.row];
+    for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+      for (int v = 0; v < NV; ++v) acc[r][v] = Vec<T>{};
+    for (; k < end; ++k, a.data += a.step, b.data += b.step) {
+      Vec<T> bv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        bv[v] = load(b.data + v * L);
+        keep_in_register(bv[v]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+        const T x = a.data[r * a.row];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] += acc[r][v];
   }
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       T* at = c + r * ldc + v * L;
-      store(at, add ? load(at) + acc[r][v] : acc[r][v]);
+      store(at, add ? load(at) + sum[r][v] : sum[r][v]);
     }
 }
 
-template <class T, int NV, int MR>
-static void product_tile(Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add,
-                         int64_t length) {
-  constexpr int64_t columns = NV * kLanes<T>;
-  T sums[MR * columns];
-  const int64_t run = kChainsOfRun * length;
-  const bool direct = !add && depth <= run;  // C is the only run
-  for (int r = 0; r < MR; ++r)
-    for (int64_t v = 0; v < columns; v += 64 / static_cast<int64_t>(sizeof(T)))
-      __builtin_prefetch(c + r * ldc + v, 1);
-  for (int64_t k = 0; k < depth; k += length) {
-    const int64_t n = depth - k < length ? depth - k : length;
-    chain_tile<T, NV, MR>({a.data + k * a.step, a.row, a.step}, {b.data + k * b.step, 0, b.step}, n,
-                          direct ? c : sums, direct ? ldc : columns, k % run > 0);
-    if (direct || ((k + n) % run > 0 && k + n < depth)) continue;
-    for (int r = 0; r < MR; ++r)
-      for (int64_t v = 0; v < columns; v += kLanes<T>) {
-        T* at = c + r * ldc + v;
-        const Vec<T> sum = load(sums + r * columns + v);
-        store(at, add ? load(at) + sum : sum);
-      }
-    add = true;
-  }
-}
-
-template <class T, int NV>
-static void product_rows(int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c, int64_t ldc, bool add,
-                         int64_t length) {
-  switch (rows) {
-    case 6:
-      return product_tile<T, NV, 6>(a, b, depth, c, ldc, add, length);
-    case 5:
-      return product_tile<T, NV, 5>(a, b, depth, c, ldc, add, length);
-    case 4:
-      return product_tile<T, NV, 4>(a, b, depth, c, ldc, add, length);
-    case 3:
-      return product_tile<T, NV, 3>(a, b, depth, c, ldc, add, length);
-    case 2:
-      return product_tile<T, NV, 2>(a, b, depth, c, ldc, add, length);
-    default:
-      return product_tile<T, NV, 1>(a, b, depth, c, ldc, add, length);
-  }
-}
-// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors], in chains of `length`.
+// C [rows][vectors] (=|+=) A [rows][depth] B [depth][vectors].
 template <class T>
 static void product(int64_t vectors, int64_t rows, Operand<T> a, Operand<T> b, int64_t depth, T* c,
-                    int64_t ldc, bool add, int64_t length = kChain) {
-  for (int64_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
-    const int64_t count = (rows + tiles - 1) / tiles;  // even tiles: a last one of 2 rows starves
-    switch (vectors) {
-#if PCONV_VECTOR_BYTES == 64
-      case 4:
-        product_rows<T, 4>(count, a, b, depth, c, ldc, add, length);
-        break;
-      case 3:
-        product_rows<T, 3>(count, a, b, depth, c, ldc, add, length);
-        break;
-#endif
-      case 2:
-        product_rows<T, 2>(count, a, b, depth, c, ldc, add, length);
-        break;
-      default:
-        product_rows<T, 1>(count, a, b, depth, c, ldc, add, length);
+                    int64_t ldc, bool add, int64_t run = kRun) {
+  with_constant<kPanelVectors>(vectors, [&](auto nv) {
+    for (int64_t k = 0; k < depth; k += run) {
+      const int64_t n = depth - k < run ? depth - k : run;
+      const Operand<T> depth_b{b.data + k * b.step, 0, b.step};
+      for (int64_t r = 0; r < rows; r += kProductRows)
+        with_constant<kProductRows>(rows - r < kProductRows ? rows - r : kProductRows, [&](auto mr) {
+          product_tile<T, nv, mr>({a.data + r * a.row + k * a.step, a.row, a.step}, depth_b, n, c + r * ldc,
+                                  ldc, add || k > 0);
+        });
     }
-    rows -= count;
-    a.data += count * a.row;
-    c += count * ldc;
-  }
+  });
 }
 
 // One pixel of the reduction of the weight gradient: where its window starts in A, which row of the panel is
@@ -236,39 +181,12 @@ static __attribute__((noinline)) void outer_tile(const T* a, const PixelPair* pi
     for (int v = 0; v < NV; ++v) store(c + r * ldc + v * L, load(c + r * ldc + v * L) + acc[r][v]);
 }
 
-template <class T, int NV>
-static void outer_rows(int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b, T* c,
-                       int64_t ldc) {
-  switch (rows) {
-    case 6:
-      return outer_tile<T, NV, 6>(a, pixels, n, b, c, ldc);
-    case 5:
-      return outer_tile<T, NV, 5>(a, pixels, n, b, c, ldc);
-    case 4:
-      return outer_tile<T, NV, 4>(a, pixels, n, b, c, ldc);
-    case 3:
-      return outer_tile<T, NV, 3>(a, pixels, n, b, c, ldc);
-    case 2:
-      return outer_tile<T, NV, 2>(a, pixels, n, b, c, ldc);
-    default:
-      return outer_tile<T, NV, 1>(a, pixels, n, b, c, ldc);
-  }
-}
 template <class T>
 static void outer(int64_t vectors, int64_t rows, const T* a, const PixelPair* pixels, int64_t n, const T* b,
                   T* c, int64_t ldc) {
-  switch (vectors) {
-#if PCONV_VECTOR_BYTES == 64
-    case 4:
-      return outer_rows<T, 4>(rows, a, pixels, n, b, c, ldc);
-    case 3:
-      return outer_rows<T, 3>(rows, a, pixels, n, b, c, ldc);
-#endif
-    case 2:
-      return outer_rows<T, 2>(rows, a, pixels, n, b, c, ldc);
-    default:
-      return outer_rows<T, 1>(rows, a, pixels, n, b, c, ldc);
-  }
+  with_constant<kPanelVectors>(vectors, [&](auto nv) {
+    with_constant<kRows>(rows, [&](auto mr) { outer_tile<T, nv, mr>(a, pixels, n, b, c, ldc); });
+  });
 }
 
 }  // namespace

@@ -231,7 +231,7 @@ static std::vector<Pass> take_dense_passes(std::vector<Pass>& passes, bool need)
 // Columns of B: the channels of one group, cut into panels of at most kPanel.
 struct Panel {
   int64_t group, first, width, vectors;  // first channel within the group, channels, vectors that hold them
-  int64_t column;                        // columns before it in a packed matrix
+  int64_t column, index;                 // columns and panels before it in a packed matrix
 };
 struct Panels {
   std::vector<Panel> list;
@@ -244,7 +244,8 @@ static Panels make_panels(int64_t groups, int64_t per_group) {
     for (int64_t done = 0; done < per_group; done += kPanel<T>) {
       const int64_t width = std::min(kPanel<T>, per_group - done);
       const int64_t vectors = (width + kLanes<T> - 1) / kLanes<T>;
-      out.list.push_back({g, done, width, vectors, out.columns});
+      const int64_t index = out.list.size();
+      out.list.push_back({g, done, width, vectors, out.columns, index});
       out.columns += vectors * kLanes<T>;
     }
   return out;

@@ -42,6 +42,16 @@ PCONV_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
 
+// Keeps a vector that was loaded from being loaded anew by every instruction that uses it.
+template <class V>
+PCONV_INLINE void keep_in_register(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // 16-bit storage to the compute type and back, rounding to nearest even.
 PCONV_INLINE float bf16_to_float(uint16_t v) {
   const uint32_t bits = static_cast<uint32_t>(v) << 16;

@@ -66,7 +66,7 @@ class WinogradForward {
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       product<T>(panel.vectors, tiles, {data + input_.place(panel.group, c, q), input_.tile_size, 1},
                  {packed + w_.frequency_offset(q, c.padded, pad) * columns, 0, columns},
-                 w_.blocks_of(q) * c.padded, products + q * columns, product_size_, c.place > 0);
+                 w_.blocks_of(q) * c.padded, products + q * columns, product_size_, c.index > 0);
   }
   // Adds factor * product to results [pixels of the band and one more, columns] of the tiles' pixels.
   void finish(const Panel& panel, const Band& band, const std::vector<WinogradTile>& tiles,

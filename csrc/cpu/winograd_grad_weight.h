@@ -17,10 +17,9 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
-// Fewer tiles average too little of what they round, and are too short a sum to be fast. Shorter chains than
-// those of channels, since the transforms back to taps amplify more.
+// Fewer tiles average too little of what they round, and are too short a sum to be fast.
 constexpr LeastTiles kLeastTiles{48, 32};
-constexpr int64_t kTileChain = 16;
+constexpr int64_t kTileRun = 64;  // tiles whose operands of one frequency stay in the first cache
 
 template <class T>
 class WinogradGradWeight {
@@ -34,6 +33,12 @@ class WinogradGradWeight {
         input_(w, views, layout.chunk, p.geo.groups),
         gradient_size_(w.frequencies() * panels.columns) {}
 
+  // Operands of at most so many tiles at once, and their entries.
+  int64_t arrange(int64_t tiles) {
+    input_.sum_over_tiles(tiles);
+    most_tiles_ = tiles;
+    return input_.size() + tiles * gradient_size_ + w_.frequencies() * kLanes<T> * panels_.list.size();
+  }
   // Entries: operands of a tile, sums of a task.
   int64_t tile_size() const { return input_.tile_size + gradient_size_; }
   int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
@@ -55,9 +60,9 @@ class WinogradGradWeight {
     const int64_t pixels = factor.size();
     tiles_ = tiles.size();
     data_ = memory;
-    gradients_ = memory + tiles_ * input_.tile_size;
+    gradients_ = memory + input_.size();
     parallel(tiles_, [&](int64_t t, int64_t) {
-      input_.load(features, tiles[t], data_ + t * input_.tile_size);
+      input_.load(features, tiles[t], data_, t);
       for (const Panel& panel : panels_.list) {
         const int64_t columns = panel.vectors * kLanes<T>;
         Offsets from;
@@ -66,11 +71,8 @@ class WinogradGradWeight {
             const bool inside = tiles[t].row + i < band[tiles[t].slice].end && tiles[t].col + j < p_.geo.Wo;
             from.push_back((inside ? tiles[t].pixel + i * p_.geo.Wo + j : pixels) * columns);
           }
-        const Offsets to = w_.grid(w_.n, w_.n, w_.n * columns, columns);
-        w_.f->gradients(
-            gradient + (pixels + 1) * panel.column, from.data(), columns,
-            gradients_ + tiles_ * w_.frequencies() * panel.column + t * w_.frequencies() * columns,
-            to.data());
+        const Offsets to = w_.grid(w_.n, w_.n, w_.n * step(panel), step(panel), t * columns);
+        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns, gradients(panel), to.data());
       }
     });
   }
@@ -80,14 +82,12 @@ class WinogradGradWeight {
     if (tiles_ == 0) return;
     const WinogradChunk& c = input_.chunks[chunk];
     const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
-    const T* gradients = gradients_ + tiles_ * w_.frequencies() * panel.column;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
-        const T* data = data_ + input_.place(panel.group, c, q) + k * c.padded;
+        const T* data = data_ + input_.place(panel.group, c, q) + k * most_tiles_ * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
-        product<T>(panel.vectors, c.size, {data, 1, input_.tile_size},
-                   {gradients + q * columns, 0, w_.frequencies() * columns}, tiles_, out, columns, false,
-                   kTileChain);
+        product<T>(panel.vectors, c.size, {data, 1, c.padded}, {gradients(panel) + q * step(panel), 0, columns},
+                   tiles_, out, columns, false, kTileRun);
       }
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
@@ -100,13 +100,19 @@ class WinogradGradWeight {
   }
 
  private:
+  // Gradients of a panel, [frequency][tile][columns], and the entries from one frequency to the next.
+  int64_t step(const Panel& panel) const { return (most_tiles_ * panel.vectors + 1) * kLanes<T>; }
+  T* gradients(const Panel& panel) const {
+    return gradients_ + w_.frequencies() * (most_tiles_ * panel.column + panel.index * kLanes<T>);
+  }
+
   static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
 
   const Problem<T>& p_;
   const Winograd<T>& w_;
   const Panels& panels_;
   WinogradInput<T> input_;
-  int64_t gradient_size_, tiles_ = 0;
+  int64_t gradient_size_, tiles_ = 0, most_tiles_ = 0;
   T *data_ = nullptr, *gradients_ = nullptr;
 };
 

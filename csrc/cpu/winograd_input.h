@@ -1,5 +1,5 @@
 // The features of a band as an operand of Winograd products: [tile][group][chunk][frequency, residue,
-// channel].
+// channel] for sums over channels, [group][chunk][frequency, residue, tile, channel] for sums over tiles.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -42,12 +42,12 @@ static std::vector<WinogradTile> winograd_tiles(const Band& band, int64_t m, int
   return tiles;
 }
 
-// A chunk of channels of one source within a group. `place` entries of a tile's group lie before it, `row`
-// rows of a packed panel.
+// A chunk of channels of one source within a group, the index-th. `entries` of a tile's group lie before it,
+// `row` rows of a packed panel.
 struct WinogradChunk {
   size_t source;
-  int64_t channel, size, padded;
-  int64_t place, row;
+  int64_t channel, size, padded, index;
+  int64_t entries, row;
 };
 
 template <class T>
@@ -60,47 +60,69 @@ class WinogradInput {
     constexpr int64_t L = kLanes<T>;
     for (size_t s = 0; s < views.size(); ++s) {
       const Geometry& g = views[s].g;
+      const int64_t padded = (chunk[s] + L - 1) / L * L;
       for (int64_t c = 0; c < g.Cg(); c += chunk[s]) {
-        const int64_t padded = (chunk[s] + L - 1) / L * L;
-        chunks.push_back({s, c, chunk[s], padded, group_size_, rows});
-        group_size_ += w.size(padded, L);
+        const int64_t index = chunks.size();
+        chunks.push_back({s, c, chunk[s], padded, index, group_entries_, rows});
+        group_entries_ += w.size(padded, 0);
         rows += w.size(padded, kWinogradRowPad);
         largest_rows = std::max(largest_rows, w.size(padded, kWinogradRowPad));
       }
+      padded_.push_back(padded);
       from_.emplace_back();
       w.each_residue(
           [&](int64_t a, int64_t b) { from_.back().push_back(w.pixels(a, b, g.Wp * chunk[s], chunk[s])); });
     }
-    tile_size = odd_lines<T>(groups * group_size_);
+    sum_over_tiles(1);
+    tile_size = odd_lines<T>(size());
   }
 
   std::vector<WinogradChunk> chunks;   // of each group
   int64_t rows = 0, largest_rows = 0;  // of a packed panel: all chunks, the largest
-  int64_t tile_size;
+  int64_t tile_size;                   // entries from one tile to the next, for sums over channels
 
-  // Entries of a chunk's frequency in a tile.
-  int64_t place(int64_t group, const WinogradChunk& c, int64_t frequency) const {
-    return group * group_size_ + c.place + w_.frequency_offset(frequency, c.padded, kLanes<T>);
+  // Lays out at most so many tiles side by side.
+  void sum_over_tiles(int64_t tiles) {
+    tiles_ = tiles;
+    to_.clear();
+    for (int64_t padded : padded_) {
+      to_.emplace_back();
+      w_.each_residue([&](int64_t a, int64_t b) {
+        to_.back().push_back(w_.frequency_offsets(a, b, tiles * padded, kLanes<T>));
+      });
+    }
   }
-  void load(const std::vector<FeatureBand<T>>& features, const WinogradTile& tile, T* out) const {
+  // Entries, where tiles lie side by side or of one.
+  int64_t size() const { return place(groups_, chunks[0], 0); }
+  // Entries of a chunk's frequency; residues are tiles * padded apart.
+  int64_t place(int64_t group, const WinogradChunk& c, int64_t frequency) const {
+    const int64_t before = group * chunks.size() + c.index;
+    return tiles_ * (group * group_entries_ + c.entries) + before * w_.frequencies() * kLanes<T> +
+           w_.frequency_offset(frequency, tiles_ * c.padded, kLanes<T>);
+  }
+  // `at`: the tile's place among those side by side.
+  void load(const std::vector<FeatureBand<T>>& features, const WinogradTile& tile, T* out,
+            int64_t at = 0) const {
     for (int64_t group = 0; group < groups_; ++group)
       for (const WinogradChunk& c : chunks) {
         const FeatureBand<T>& f = features[c.source];
         const T* in =
             f.window(tile.slice, tile.row, tile.col) + f.channel_offset(group * f.view.g.Cg() + c.channel);
+        T* const place_of_chunk = out + place(group, c, 0) + at * c.padded;
         size_t k = 0;
         w_.each_residue([&](int64_t a, int64_t b) {
-          const Offsets to = w_.frequency_offsets(a, b, c.padded, kLanes<T>);
-          w_.f->inputs[w_.shorter_h(a)][w_.shorter_w(b)](in, from_[c.source][k++].data(), c.size,
-                                                         out + place(group, c, 0), to.data());
+          w_.f->inputs[w_.shorter_h(a)][w_.shorter_w(b)](in, from_[c.source][k].data(), c.size,
+                                                         place_of_chunk, to_[c.source][k].data());
+          ++k;
         });
       }
   }
 
  private:
   const Winograd<T>& w_;
-  int64_t groups_, group_size_ = 0;
-  std::vector<std::vector<Offsets>> from_;  // [source][residue]
+  int64_t groups_, group_entries_ = 0, tiles_ = 1;
+  std::vector<int64_t> padded_;                  // channels of a chunk, per source
+  std::vector<std::vector<Offsets>> from_, to_;  // [source][residue]
 };
 
 }  // namespace
