@@ -331,7 +331,8 @@ class Forward {
 
   void run_own(const std::vector<Band>& bands) {
     const int64_t own_size = result_size() + feature_size_ + operand_size() + product_size();
-    // Two buffers, since allocators give very large ones back at once, and fresh pages cost more than packing.
+    // Two buffers, since allocators give very large ones back at once, and fresh pages cost more than
+    // packing.
     const Buffer direct = allocate(prepacked_ ? 0 : direct_size() * sizeof(T));
     const Buffer winograd = allocate(prepacked_ ? 0 : winograd_size() * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));

@@ -96,8 +96,8 @@ struct FewProducts {
     PackScratch<T> scratch;
     for (size_t k = 0; k < passes.size(); ++k) {
       std::vector<T> packed(passes[k]->taps() * g.C * L);
-      pack_forward(p, {{passes[k]->placements, packed.data(), g.C}}, Panel{0, 0, O, 1, 0, 0}, view.channel, g.C,
-                   scratch);
+      pack_forward(p, {{passes[k]->placements, packed.data(), g.C}}, Panel{0, 0, O, 1, 0, 0}, view.channel,
+                   g.C, scratch);
       for (int64_t t = 0; t < passes[k]->taps(); ++t)
         for (int64_t o = 0; o < O; ++o)
           for (int64_t c = 0; c < g.C; ++c)

@@ -56,18 +56,16 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
                  dense        ? dense->rows_per_band()
                  : own_copies ? rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads)
                               : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1));
-  int64_t feature_size = 0, max_pixels = 0, tiles = 0;
+  int64_t feature_size = 0, tiles = 0;
   for (const Band& band : bands) {
     if (dense) tiles = std::max(tiles, dense->tile_count(band));
     feature_size = std::max(feature_size, features_size<T>(views, band));
-    max_pixels = std::max(max_pixels, band_rows(band) * g.Wo);
   }
   const int64_t copies = own_copies ? threads : 1;
-  const int64_t band_size = feature_size + WeightBand<T>::size(max_pixels, passes, limit, panels);
   const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
   const int64_t dense_sums = dense ? dense->sum_size() : 0;
-  const Buffer operands = allocate(dense ? dense->arrange(tiles) * sizeof(T) : 0);
-  const Buffer scratch = allocate(copies * band_size * sizeof(T)),
+  const Buffer operands = allocate(dense ? dense->operand_size(tiles) * sizeof(T) : 0);
+  const Buffer memory = allocate(copies * feature_size * sizeof(T)),
                sums = allocate(threads * (sum_size + dense_sums) * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));
 
@@ -107,14 +105,14 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   if (own_copies) {
     // Bands are dealt out in a fixed way, so that the sums do not depend on timing.
     parallel(copies, [&](int64_t copy, int64_t) {
-      T* memory = as<T>(scratch) + copy * band_size;
       T* mine = as<T>(sums) + copy * sum_size;
       std::fill_n(mine, sum_size, T(0));
       const int64_t count = bands.size();
       for (int64_t i = copy * count / copies; i < (copy + 1) * count / copies; ++i) {
-        const std::vector<FeatureBand<T>> features = make_features(p, views, bands[i], layout.chunk, memory);
-        const WeightBand<T> band(p, passes, panels, grad, bands[i], features, limit, memory + feature_size,
-                                 false, grad_sum ? channel_sums[copy].data() : nullptr);
+        const std::vector<FeatureBand<T>> features =
+            make_features(p, views, bands[i], layout.chunk, as<T>(memory) + copy * feature_size);
+        const WeightBand<T> band(p, passes, panels, grad, bands[i], features, limit, false,
+                                 grad_sum ? channel_sums[copy].data() : nullptr);
         if (!any) continue;
         for (const FeatureBand<T>& source : features) load_features(p, source, false);
         for (const Panel& panel : panels.list)
@@ -132,29 +130,34 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   } else {
     for (size_t b = 0; b < bands.size(); ++b) {
       const std::vector<FeatureBand<T>> features =
-          make_features(p, views, bands[b], layout.chunk, as<T>(scratch));
-      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, limit,
-                               as<T>(scratch) + feature_size, true,
+          make_features(p, views, bands[b], layout.chunk, as<T>(memory));
+      const WeightBand<T> band(p, passes, panels, grad, bands[b], features, limit, true,
                                grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
       for (const FeatureBand<T>& source : features) load_features(p, source, true);
       if (dense) {
-        if (!band.all_moderate || !moderate(as<T>(scratch), features_size<T>(views, bands[b]))) return false;
-        dense->load(bands[b], features, band.factor, band.dense, as<T>(operands));
+        if (!band.all_moderate || !moderate(as<T>(memory), features_size<T>(views, bands[b]))) return false;
+        dense->load_gradients(bands[b], band.factor, band.dense, as<T>(operands));
       }
-      parallel(panels.list.size() * chunks.size(), [&](int64_t i, int64_t thread) {
-        const Panel& panel = panels.list[i / chunks.size()];
-        const size_t chunk = i % chunks.size();
-        T* mine = as<T>(sums) + thread * (sum_size + dense_sums);
-        std::fill_n(mine, sum_size, T(0));
-        for (size_t k = 0; dense && k < passes.size(); ++k)
-          if (passes[k].kind == Pass::kWinograd && passes[k].source == chunks[chunk].source)
-            dense->multiply(panel, chunk, mine + sum_size, mine + layout.row[k] * panel.vectors * kLanes<T>);
-        accumulate_chunk(band, features, panel, chunks[chunk], mine);
-        PackScratch<T> pack;
-        for (size_t branch = 0; branch < branches; ++branch)
-          if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, b > 0, pack);
-      });
+      const size_t at_once = dense ? dense->chunks_at_once() : chunks.size();
+      for (size_t first = 0; first < chunks.size(); first += at_once) {
+        const size_t count = std::min(at_once, chunks.size() - first);
+        if (dense) dense->load_features(features, first);
+        parallel(panels.list.size() * count, [&](int64_t i, int64_t thread) {
+          const Panel& panel = panels.list[i / count];
+          const size_t chunk = first + i % count;
+          T* mine = as<T>(sums) + thread * (sum_size + dense_sums);
+          std::fill_n(mine, sum_size, T(0));
+          for (size_t k = 0; dense && k < passes.size(); ++k)
+            if (passes[k].kind == Pass::kWinograd && passes[k].source == chunks[chunk].source)
+              dense->multiply(panel, chunk, mine + sum_size,
+                              mine + layout.row[k] * panel.vectors * kLanes<T>);
+          accumulate_chunk(band, features, panel, chunks[chunk], mine);
+          PackScratch<T> pack;
+          for (size_t branch = 0; branch < branches; ++branch)
+            if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, b > 0, pack);
+        });
+      }
     }
   }
 

@@ -41,24 +41,22 @@ struct WeightBand {
   std::vector<T> factor;  // of Winograd's products at every pixel
   bool all_moderate = true;
 
-  static int64_t size(int64_t pixels, const std::vector<Pass>& list, T limit, const Panels& panels) {
-    int64_t copies = 1;
-    for (const Pass& pass : list) copies += has_own_gradients(pass, limit);
-    return (pixels * copies + 1) * panels.columns;
-  }
-
-  // Uses `memory` of size(); adds the channel sums over live pixels to `sums` where that is not null.
+  // Adds the channel sums over live pixels to `sums` where that is not null.
   WeightBand(const Problem<T>& p, const std::vector<Pass>& list, const Panels& panels, const Gradient& grad,
-             const Band& band, const std::vector<FeatureBand<T>>& features, T limit, T* memory, bool threads,
+             const Band& band, const std::vector<FeatureBand<T>>& features, T limit, bool threads,
              double* sums)
-      : passes(list.size()), dense(memory), factor(limit > T(0) ? band_rows(band) * p.geo.Wo : 0, T(0)) {
+      : passes(list.size()), factor(limit > T(0) ? band_rows(band) * p.geo.Wo : 0, T(0)) {
     const Geometry& g = p.geo;
     const int64_t all = band_rows(band) * g.Wo;
     std::vector<Scaled> corrections(list.size());
     Scaled cut;
     std::vector<PixelRange> live;
     collect(p, list, band, features, limit, live, cut, corrections);
-    T *const plain_gradients = memory, *own = memory + (all + 1) * panels.columns;
+    int64_t rows = all + 1;
+    for (const Scaled& correction : corrections) rows += correction.pixel.size();
+    memory_ = allocate(rows * panels.columns * sizeof(T));
+    T *const plain_gradients = as<T>(memory_), *own = plain_gradients + (all + 1) * panels.columns;
+    dense = plain_gradients;
     std::vector<T*> copies(list.size());
     for (size_t k = 0; k < list.size(); ++k) {
       const bool correction = has_own_gradients(list[k], limit);
@@ -96,6 +94,8 @@ struct WeightBand {
     std::vector<int32_t> pixel;  // of the band
     std::vector<T> scale;
   };
+
+  Buffer memory_;
 
   // Whether a pass has a list of pixels, and gradients scaled for them.
   static bool has_own_gradients(const Pass& pass, T limit) {

@@ -31,63 +31,76 @@ class WinogradGradWeight {
         w_(w),
         panels_(panels),
         input_(w, views, layout.chunk, p.geo.groups),
-        gradient_size_(w.frequencies() * panels.columns) {}
-
-  // Operands of at most so many tiles at once, and their entries.
-  int64_t arrange(int64_t tiles) {
-    input_.sum_over_tiles(tiles);
-    most_tiles_ = tiles;
-    return input_.size() + tiles * gradient_size_ + w_.frequencies() * kLanes<T> * panels_.list.size();
+        gradient_size_(w.frequencies() * panels.columns) {
+    // Where the gradient of all weights is large, every band adds to much of it: few bands then, and a
+    // quarter of the features at a time. Else bands whose operands stay in the third cache.
+    const int64_t weight_bytes = p.geo.kh * p.geo.kw * p.geo.Cg() * p.geo.O * sizeof(T);
+    const bool few_bands = 10 * weight_bytes >= kMostOperandBytes;
+    operand_bytes_ = few_bands ? kMostOperandBytes : std::max(kLeastOperandBytes, 10 * weight_bytes);
+    chunks_at_once_ = few_bands ? (chunks() + 3) / 4 : chunks();
   }
-  // Entries: operands of a tile, sums of a task.
-  int64_t tile_size() const { return input_.tile_size + gradient_size_; }
-  int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
 
+  size_t chunks() const { return input_.chunks.size(); }
+  size_t chunks_at_once() const { return chunks_at_once_; }
   int64_t rows_per_band() const {
-    const int64_t across = w_.tiles(p_.geo.Wo), row_bytes = across * tile_size() * sizeof(T);
-    // Every band adds to the gradient of all weights: few bands where that is large, else ones that stay in
-    // the third cache.
-    const int64_t weight_bytes = p_.geo.kh * p_.geo.kw * p_.geo.Cg() * p_.geo.O * sizeof(T);
-    const int64_t bytes = std::min(kMostOperandBytes, std::max(kLeastOperandBytes, 10 * weight_bytes));
-    return w_.m * std::max<int64_t>(1, std::min(bytes / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
+    const int64_t share = chunks() / chunks_at_once_;
+    const int64_t row_bytes =
+        w_.tiles(p_.geo.Wo) * (input_.tile_size / share + gradient_size_) * static_cast<int64_t>(sizeof(T));
+    return w_.m * std::max<int64_t>(1, std::min(operand_bytes_ / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
   }
   int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
+  // Entries: operands of at most so many tiles, sums of a task.
+  int64_t operand_size(int64_t tiles) {
+    most_tiles_ = tiles;
+    int64_t features = 0;
+    for (size_t c = 0; c < chunks(); c += chunks_at_once_) {
+      arrange(c);
+      features = std::max(features, input_.size());
+    }
+    return features + w_.frequencies() * (tiles * panels_.columns + panels_.list.size() * kLanes<T>);
+  }
+  int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
 
   // `gradient` [panel][pixels and a row of zeros, columns] is scaled by `factor` [pixels].
-  void load(const Band& band, const std::vector<FeatureBand<T>>& features, const std::vector<T>& factor,
-            const T* gradient, T* memory) {
-    const std::vector<WinogradTile> tiles = winograd_tiles(band, w_.m, p_.geo.Wo, factor);
+  void load_gradients(const Band& band, const std::vector<T>& factor, const T* gradient, T* memory) {
+    tiles_ = winograd_tiles(band, w_.m, p_.geo.Wo, factor);
+    gradients_ = memory;
+    features_ = memory + w_.frequencies() * (most_tiles_ * panels_.columns + panels_.list.size() * kLanes<T>);
     const int64_t pixels = factor.size();
-    tiles_ = tiles.size();
-    data_ = memory;
-    gradients_ = memory + input_.size();
-    parallel(tiles_, [&](int64_t t, int64_t) {
-      input_.load(features, tiles[t], data_, t);
+    parallel(tiles_.size(), [&](int64_t t, int64_t) {
+      const WinogradTile& tile = tiles_[t];
       for (const Panel& panel : panels_.list) {
         const int64_t columns = panel.vectors * kLanes<T>;
         Offsets from;
         for (int64_t i = 0; i < w_.m; ++i)
           for (int64_t j = 0; j < w_.m; ++j) {
-            const bool inside = tiles[t].row + i < band[tiles[t].slice].end && tiles[t].col + j < p_.geo.Wo;
-            from.push_back((inside ? tiles[t].pixel + i * p_.geo.Wo + j : pixels) * columns);
+            const bool inside = tile.row + i < band[tile.slice].end && tile.col + j < p_.geo.Wo;
+            from.push_back((inside ? tile.pixel + i * p_.geo.Wo + j : pixels) * columns);
           }
         const Offsets to = w_.grid(w_.n, w_.n, w_.n * step(panel), step(panel), t * columns);
-        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns, gradients(panel), to.data());
+        w_.f->gradients(gradient + (pixels + 1) * panel.column, from.data(), columns, gradients(panel),
+                        to.data());
       }
     });
+  }
+  // Chunks from `first` on, as many as are loaded at once.
+  void load_features(const std::vector<FeatureBand<T>>& features, size_t first) {
+    arrange(first);
+    parallel(tiles_.size(), [&](int64_t t, int64_t) { input_.load(features, tiles_[t], features_, t); });
   }
   // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch;
   // where no tile counts `grads` stay, which are 0.
   void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
-    if (tiles_ == 0) return;
+    if (tiles_.empty()) return;
     const WinogradChunk& c = input_.chunks[chunk];
     const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
-        const T* data = data_ + input_.place(panel.group, c, q) + k * most_tiles_ * c.padded;
+        const T* data = features_ + input_.place(panel.group, c, q) + k * most_tiles_ * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
-        product<T>(panel.vectors, c.size, {data, 1, c.padded}, {gradients(panel) + q * step(panel), 0, columns},
-                   tiles_, out, columns, false, kTileRun);
+        product<T>(panel.vectors, c.size, {data, 1, c.padded},
+                   {gradients(panel) + q * step(panel), 0, columns}, tiles_.size(), out, columns, false,
+                   kTileRun);
       }
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
@@ -100,20 +113,25 @@ class WinogradGradWeight {
   }
 
  private:
+  static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
+
+  void arrange(size_t first) {
+    input_.arrange(most_tiles_, first, std::min(first + chunks_at_once_, chunks()));
+  }
   // Gradients of a panel, [frequency][tile][columns], and the entries from one frequency to the next.
   int64_t step(const Panel& panel) const { return (most_tiles_ * panel.vectors + 1) * kLanes<T>; }
   T* gradients(const Panel& panel) const {
     return gradients_ + w_.frequencies() * (most_tiles_ * panel.column + panel.index * kLanes<T>);
   }
 
-  static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
-
   const Problem<T>& p_;
   const Winograd<T>& w_;
   const Panels& panels_;
   WinogradInput<T> input_;
-  int64_t gradient_size_, tiles_ = 0, most_tiles_ = 0;
-  T *data_ = nullptr, *gradients_ = nullptr;
+  int64_t gradient_size_, operand_bytes_, most_tiles_ = 0;
+  size_t chunks_at_once_;
+  std::vector<WinogradTile> tiles_;  // of the band
+  T *features_ = nullptr, *gradients_ = nullptr;
 };
 
 }  // namespace

@@ -73,7 +73,7 @@ class WinogradInput {
       w.each_residue(
           [&](int64_t a, int64_t b) { from_.back().push_back(w.pixels(a, b, g.Wp * chunk[s], chunk[s])); });
     }
-    sum_over_tiles(1);
+    arrange(1, 0, chunks.size());
     tile_size = odd_lines<T>(size());
   }
 
@@ -81,9 +81,10 @@ class WinogradInput {
   int64_t rows = 0, largest_rows = 0;  // of a packed panel: all chunks, the largest
   int64_t tile_size;                   // entries from one tile to the next, for sums over channels
 
-  // Lays out at most so many tiles side by side.
-  void sum_over_tiles(int64_t tiles) {
+  // Chunks [begin, end) of each group at once, with room for so many tiles side by side.
+  void arrange(int64_t tiles, size_t begin, size_t end) {
     tiles_ = tiles;
+    begin_ = begin, end_ = end;
     to_.clear();
     for (int64_t padded : padded_) {
       to_.emplace_back();
@@ -92,19 +93,23 @@ class WinogradInput {
       });
     }
   }
-  // Entries, where tiles lie side by side or of one.
-  int64_t size() const { return place(groups_, chunks[0], 0); }
+  // Entries of the chunks.
+  int64_t size() const { return place(groups_, chunks[begin_], 0); }
   // Entries of a chunk's frequency; residues are tiles * padded apart.
   int64_t place(int64_t group, const WinogradChunk& c, int64_t frequency) const {
-    const int64_t before = group * chunks.size() + c.index;
-    return tiles_ * (group * group_entries_ + c.entries) + before * w_.frequencies() * kLanes<T> +
+    const int64_t entries =
+        (end_ < chunks.size() ? chunks[end_].entries : group_entries_) - chunks[begin_].entries;
+    const int64_t index = group * (end_ - begin_) + c.index - begin_;
+    return tiles_ * (group * entries + c.entries - chunks[begin_].entries) +
+           index * w_.frequencies() * kLanes<T> +
            w_.frequency_offset(frequency, tiles_ * c.padded, kLanes<T>);
   }
   // `at`: the tile's place among those side by side.
   void load(const std::vector<FeatureBand<T>>& features, const WinogradTile& tile, T* out,
             int64_t at = 0) const {
     for (int64_t group = 0; group < groups_; ++group)
-      for (const WinogradChunk& c : chunks) {
+      for (size_t i = begin_; i < end_; ++i) {
+        const WinogradChunk& c = chunks[i];
         const FeatureBand<T>& f = features[c.source];
         const T* in =
             f.window(tile.slice, tile.row, tile.col) + f.channel_offset(group * f.view.g.Cg() + c.channel);
@@ -121,6 +126,7 @@ class WinogradInput {
  private:
   const Winograd<T>& w_;
   int64_t groups_, group_entries_ = 0, tiles_ = 1;
+  size_t begin_ = 0, end_ = 0;
   std::vector<int64_t> padded_;                  // channels of a chunk, per source
   std::vector<std::vector<Offsets>> from_, to_;  // [source][residue]
 };
