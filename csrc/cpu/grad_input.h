@@ -107,10 +107,11 @@ class GradInput {
     std::vector<GradientTile<T>> tiles;
   };
 
-  int64_t gradient_row() const { return cols_.all().size() * g_.O * passes_.size(); }
+  int64_t gradient_row() const { return cols_.all().size() * g_.O; }  // of one pass
   int64_t row_bytes() const {
     const int64_t gradient_rows_per_row = source_.up ? 2 : 1;
-    return (gradient_row() * gradient_rows_per_row / g_.sh + source_.W * kPanel<T>)*sizeof(T);
+    const int64_t copies = passes_.size();
+    return (gradient_row() * copies * gradient_rows_per_row / g_.sh + source_.W * kPanel<T>)*sizeof(T);
   }
   bool weights_outweigh(const Winograd<T>* w) const {
     if (w) return panels_.columns > g_.N * rows_.tiles->count(rows_.size) * cols_.tiles->count(cols_.size);
@@ -133,7 +134,8 @@ class GradInput {
     return bands;
   }
 
-  LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {
+  // The gradient of the first pass goes to `gradient`, of which nobody asks after Winograd's transform.
+  LoadedBand load(const Band& band, T* gradient, T* rest, T* operand, bool threads) {
     LoadedBand loaded;
     std::vector<int64_t> at;
     for (const Slice& s : band) {
@@ -142,8 +144,9 @@ class GradInput {
     }
     loaded.slices.resize(band.size());
     each(threads, band.size(), [&](int64_t i) {
-      loaded.slices[i] = std::make_unique<GradientBand<T>>(p_, rows_, cols_, passes_, grad_, band[i], limit_,
-                                                           memory + at[i], chunk_, loaded.plane);
+      loaded.slices[i] = std::make_unique<GradientBand<T>>(
+          p_, rows_, cols_, passes_, grad_, band[i], limit_, gradient + at[i],
+          rest + (passes_.size() - 1) * at[i], chunk_, loaded.plane);
       if (!loaded.slices[i]->all_moderate) moderate_ = false;
     });
     loaded.rows.passes.resize(passes_.size());
@@ -178,7 +181,7 @@ class GradInput {
                 T* products, T* results) const {
     if (dense_) dense_->multiply(panel, chunk, band.tiles.size(), operand, from.winograd, products);
     for (size_t k = 0; k < passes_.size(); ++k)
-      band.rows.passes[k].multiply(panel, (panel.group * chunks() + chunk) * band.plane,
+      band.rows.passes[k].multiply(panel, (panel.group * chunks() + chunk) * band.slices[0]->plane_of(k),
                                    from.direct + offset_[k] * panel.vectors * kLanes<T>, results);
   }
   int64_t chunks() const { return g_.Og() / chunk_; }
@@ -199,14 +202,17 @@ class GradInput {
 
   int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
 
+  int64_t rest_size() const { return (passes_.size() - 1) * gradient_size_; }
+
   void run_shared(const Band& band) {
     const int64_t direct_size = offset_.back() * kPanel<T>;
     const int64_t winograd_size = dense_ ? dense_->chunk_rows() * kPanel<T> : 0;
     const int64_t own_size = result_size() + merged_size() + direct_size + winograd_size + product_size();
-    const Buffer shared = allocate((gradient_size_ + operand_size()) * sizeof(T));
-    const Buffer own = allocate(threads_ * own_size * sizeof(T));
-    T* const operand = as<T>(shared) + gradient_size_;
-    const LoadedBand loaded = load(band, as<T>(shared), operand, true);
+    const Buffer shared =
+        allocate((rest_size() + operand_size() + (dense_ ? 0 : gradient_size_)) * sizeof(T));
+    const Buffer own = allocate(std::max(threads_ * own_size, dense_ ? gradient_size_ : 0) * sizeof(T));
+    T *const rest = as<T>(shared), *const operand = rest + rest_size();
+    const LoadedBand loaded = load(band, dense_ ? as<T>(own) : operand, rest, operand, true);
     parallel(panels_.list.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
       PackScratch<T> scratch;
@@ -223,8 +229,10 @@ class GradInput {
   }
 
   void run_own(const std::vector<Band>& bands) {
+    const int64_t result_sizes = result_size() + std::max(product_size(), merged_size());
     const int64_t own_size =
-        result_size() + gradient_size_ + operand_size() + std::max(product_size(), merged_size());
+        rest_size() + operand_size() +
+        (dense_ ? std::max(result_sizes, gradient_size_) : result_sizes + gradient_size_);
     const int64_t winograd_rows = dense_ ? dense_->chunk_rows() : 0;
     const Buffer shared = allocate((offset_.back() + winograd_rows) * panels_.columns * sizeof(T));
     const Buffer own = allocate(threads_ * own_size * sizeof(T));
@@ -238,11 +246,11 @@ class GradInput {
     });
     parallel(bands.size(), [&](int64_t i, int64_t thread) {
       if (!moderate_) return;
-      T* results = as<T>(own) + thread * own_size;
-      T *memory = results + result_size(), *operand = memory + gradient_size_;
-      T* products = operand + operand_size();
+      T *rest = as<T>(own) + thread * own_size, *operand = rest + rest_size();
+      T *results = operand + operand_size(), *products = results + result_size();
       std::vector<T> scratch;
-      const LoadedBand loaded = load(bands[i], memory, operand, false);
+      const LoadedBand loaded =
+          load(bands[i], dense_ ? results : results + result_sizes, rest, operand, false);
       for (const Panel& panel : panels_.list) {
         std::fill_n(results, result_size(), T(0));
         multiply(loaded, panel, 0, packed(panel), operand, products, results);

@@ -67,22 +67,24 @@ static std::vector<ClassTaps> class_tables(const Problem<T>& p, const Axis& rows
 }
 
 // Gradient rows of a slice of input rows, [O / chunk][passes, rows, Gw, chunk]: per pass a copy scaled by
-// that pass's factor, and marks where that is not 0, in the first pass where any is not. Chunks are `plane`
-// entries apart, further than one slice needs.
+// that pass's factor, and marks where that is not 0, in the first pass where any is not. The first pass lies
+// in memory of its own. Chunks are `plane` entries of one pass apart, further than one slice needs.
 template <class T>
 struct GradientBand {
   int64_t first, rows;  // gradient rows with the zeros above counted in
-  T* data;
+  T *data, *rest;
   int64_t chunk, plane, passes, left, Gw;
   std::vector<uint8_t> marks;  // [passes, rows, mark_stride]
   int64_t mark_stride;
   bool all_moderate = true;  // the first pass, where it is Winograd's
 
   GradientBand(const Problem<T>& p, const Axis& row_axis, const Axis& col_axis, const std::vector<Pass>& list,
-               const Gradient& grad, const Slice& s, T limit, T* memory, int64_t chunk, int64_t plane)
+               const Gradient& grad, const Slice& s, T limit, T* memory, T* rest, int64_t chunk,
+               int64_t plane)
       : first(row_axis.span(s.begin, s.end).begin),
         rows(row_axis.span(s.begin, s.end).size()),
         data(memory),
+        rest(rest),
         chunk(chunk),
         plane(plane),
         passes(list.size()),
@@ -104,15 +106,20 @@ struct GradientBand {
         }
       }
       for (int64_t c = 0; c < g.O; c += chunk) {
-        T* all = row(0, r) + c / chunk * plane + left * chunk;
+        T* all = row(0, r) + c / chunk * plane_of(0) + left * chunk;
         if (inside) load_gradient_rows(p, grad, {s.n, oh, oh + 1}, c, chunk, scratch, all, chunk);
         for (int64_t k = passes; k-- > 0;)  // the first pass last: its row is the source
-          scale_row(g.Wo, row(k, r) + c / chunk * plane, all, inside ? scale.data() + k * g.Wo : nullptr);
+          scale_row(g.Wo, row(k, r) + c / chunk * plane_of(k), all,
+                    inside ? scale.data() + k * g.Wo : nullptr);
         if (limit > T(0)) all_moderate &= moderate(all, g.Wo * chunk);
       }
     }
   }
-  T* row(int64_t pass, int64_t r) const { return data + (pass * rows + r) * Gw * chunk; }
+  T* row(int64_t pass, int64_t r) const {
+    return (pass == 0 ? data + r * Gw * chunk : rest + ((pass - 1) * rows + r) * Gw * chunk);
+  }
+  // Entries from one chunk of a pass to the next.
+  int64_t plane_of(int64_t pass) const { return pass == 0 ? plane : (passes - 1) * plane; }
   const uint8_t* mark(int64_t pass, int64_t r) const {
     return marks.data() + (pass * rows + r) * mark_stride;
   }
