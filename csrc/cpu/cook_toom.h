@@ -30,7 +30,7 @@ constexpr double cook_toom_point(int n, Favour favour, int i) {
 
 template <int M, int R, Favour Results>
 struct CookToom {
-  static constexpr int m = M, r = R, n = M + R - 1;
+  static constexpr int m = M, r = R, n = M + R - 1, window = n;
   static_assert(n >= 3 && n <= 7);
 
   static constexpr double power(double x, int k) {
@@ -77,6 +77,48 @@ struct CookToom {
   static constexpr Matrix<n, M> A = outputs();
   static constexpr Matrix<n, R> G = weights();
   static constexpr Matrix<n, n> B = inputs();
+};
+
+// 2M outputs of a filter of R taps over a map that is read up-sampled twofold, from `window` stored pixels:
+// F(M, (R + 1) / 2) for the outputs of either parity, with the sums of the taps that fall on one stored
+// pixel.
+template <int M, int R>
+struct CookToomUpsampled {
+  using Parity = CookToom<M, (R + 1) / 2, Favour::none>;
+  static constexpr int m = 2 * M, r = R, n = 2 * Parity::n;
+
+  // Stored pixel of a tap in the window of outputs 0 and 1.
+  static constexpr int pixel(int parity, int tap) {
+    const int first = R / 2 + R / 2 % 2;
+    return (parity + tap - R / 2 + first) / 2;
+  }
+  static constexpr int window = Parity::n + pixel(1, 0);
+
+  static constexpr Matrix<n, m> outputs() {
+    Matrix<n, m> a;
+    for (int i = 0; i < n; ++i)
+      for (int k = 0; k < M; ++k) a.at[i][2 * k + i / Parity::n] = Parity::A.at[i % Parity::n][k];
+    return a;
+  }
+  static constexpr Matrix<n, R> weights() {
+    Matrix<n, R> g;
+    for (int i = 0; i < n; ++i)
+      for (int tap = 0; tap < R; ++tap) {
+        const int parity = i / Parity::n;
+        g.at[i][tap] = Parity::G.at[i % Parity::n][pixel(parity, tap) - pixel(parity, 0)];
+      }
+    return g;
+  }
+  static constexpr Matrix<n, window> inputs() {
+    Matrix<n, window> b;
+    for (int i = 0; i < n; ++i)
+      for (int k = 0; k < Parity::n; ++k)
+        b.at[i][pixel(i / Parity::n, 0) + k] = Parity::B.at[i % Parity::n][k];
+    return b;
+  }
+  static constexpr Matrix<n, m> A = outputs();
+  static constexpr Matrix<n, R> G = weights();
+  static constexpr Matrix<n, window> B = inputs();
 };
 
 }  // namespace pconv

@@ -60,7 +60,8 @@ class GradInput {
     alone.sources.assign(1, Source{});
     passes_ = make_passes(alone, make_views(alone));
     if (w) {
-      const std::vector<Pass> dense = take_dense_passes(passes_, any_ratio_above(p, limit_));
+      const std::vector<Pass> dense = winograd_passes(alone);
+      if (!any_ratio_above(p, limit_)) passes_ = corrections(passes_);
       passes_.insert(passes_.begin(), dense.begin(), dense.end());
       rows_.tiles = source.up ? AxisTiles::over_upsampled(w->m, w->r, g_.kh)
                               : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_h, g_.pt);

@@ -22,18 +22,21 @@ PCONV_BEGIN_ISA
 namespace pconv::PCONV_ISA {
 namespace {
 
-// The dense pass by Winograd where `w` is given: false, and gradients that are not whole, where a value is
+// The dense pass by Winograd where there are parts: false, and gradients that are not whole, where a value is
 // too large for it.
 template <class T>
-static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient grad,
+static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Problem<T>& p, Gradient grad,
                            const std::vector<T*>& grad_weights, const std::vector<T*>& grad_scales,
                            T* grad_sum) {
   const Geometry& g = p.geo;
-  const T limit = w ? kRatioLimit<T> : T(0);
-  const std::vector<View> views = make_views(p, w ? w->m : 1);
+  const bool by_winograd = !parts.empty();
+  const T limit = by_winograd ? kRatioLimit<T> : T(0);
+  const std::vector<View> views =
+      by_winograd ? make_views(p, readings(parts, p.sources.size())) : make_views(p);
   std::vector<Pass> passes = make_passes(p, views);
-  if (w) {
-    const std::vector<Pass> dense = take_dense_passes(passes, any_ratio_above(p, limit));
+  if (by_winograd) {
+    const std::vector<Pass> dense = winograd_passes(p);
+    if (!any_ratio_above(p, limit)) passes = corrections(passes);
     passes.insert(passes.begin(), dense.begin(), dense.end());
   }
   const Panels panels = make_panels<T>(g.groups, g.Og());
@@ -44,27 +47,34 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
   // Small gradients: every thread sums its own copy over bands of its own. Large ones: one band at a time,
   // and each task makes the final gradient of one panel and chunk of channels, so that no sum ever leaves the
   // cache.
-  const bool own_copies = !w && weight_bytes * threads <= (16 << 20);
+  const bool own_copies = !by_winograd && weight_bytes * threads <= (16 << 20);
   std::vector<int64_t> channels;
   for (const View& v : views)
-    channels.push_back(own_copies ? v.g.Cg() : w ? channel_chunk<T>(v.g.Cg(), 32) : channel_chunk(v.g.Cg()));
+    channels.push_back(own_copies    ? v.g.Cg()
+                       : by_winograd ? channel_chunk<T>(v.g.Cg(), 32)
+                                     : channel_chunk(v.g.Cg()));
   const Layout layout(passes, channels, own_copies);
-  std::optional<WinogradGradWeight<T>> dense;
-  if (w) dense.emplace(p, *w, views, layout, panels);
-  const std::vector<Band> bands =
-      make_bands(g.N, g.Ho,
-                 dense        ? dense->rows_per_band()
-                 : own_copies ? rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads)
-                              : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1));
-  int64_t feature_size = 0, tiles = 0;
-  for (const Band& band : bands) {
-    if (dense) tiles = std::max(tiles, dense->tile_count(band));
-    feature_size = std::max(feature_size, features_size<T>(views, band));
+  std::vector<WinogradGradWeight<T>> dense;
+  for (const WinogradPart<T>& part : parts) dense.emplace_back(p, part, views, layout, panels);
+  int64_t rows = own_copies ? rows_per_band(kTileCacheBytes, row_bytes, g.N * g.Ho, threads)
+                            : rows_per_band(kSharedBandBytes, row_bytes, g.N * g.Ho, 1);
+  if (by_winograd) {
+    rows = dense.front().rows_per_band();
+    for (const WinogradGradWeight<T>& part : dense) rows = std::min(rows, part.rows_per_band());
+    rows = std::max(tile_rows(parts), rows / tile_rows(parts) * tile_rows(parts));
+  }
+  const std::vector<Band> bands = make_bands(g.N, g.Ho, rows);
+  int64_t feature_size = 0, operand_size = 0, dense_sums = 0;
+  for (const Band& band : bands) feature_size = std::max(feature_size, features_size<T>(views, band));
+  for (WinogradGradWeight<T>& part : dense) {
+    int64_t tiles = 0;
+    for (const Band& band : bands) tiles = std::max(tiles, part.tile_count(band));
+    operand_size = std::max(operand_size, part.operand_size(tiles));
+    dense_sums = std::max(dense_sums, part.sum_size());
   }
   const int64_t copies = own_copies ? threads : 1;
   const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
-  const int64_t dense_sums = dense ? dense->sum_size() : 0;
-  const Buffer operands = allocate(dense ? dense->operand_size(tiles) * sizeof(T) : 0);
+  const Buffer operands = allocate(operand_size * sizeof(T));
   const Buffer memory = allocate(copies * feature_size * sizeof(T)),
                sums = allocate(threads * (sum_size + dense_sums) * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));
@@ -75,8 +85,12 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
     int64_t c;
   };
   std::vector<Chunk> chunks;
-  for (size_t s = 0; s < views.size(); ++s)
-    for (int64_t c = 0; c < views[s].g.Cg(); c += layout.chunk[s]) chunks.push_back({s, c});
+  if (by_winograd)  // those of one part after another
+    for (const WinogradGradWeight<T>& part : dense)
+      for (const WinogradChunk& c : part.chunks()) chunks.push_back({c.source, c.channel});
+  else
+    for (size_t s = 0; s < views.size(); ++s)
+      for (int64_t c = 0; c < views[s].g.Cg(); c += layout.chunk[s]) chunks.push_back({s, c});
   std::vector<double> scale_sums(chunks.size() * branches * g.O, 0.0);  // [chunk][branch][O]
 
   const auto accumulate_chunk = [&](const WeightBand<T>& band, const std::vector<FeatureBand<T>>& features,
@@ -135,29 +149,37 @@ static bool grad_weight_by(const Winograd<T>* w, const Problem<T>& p, Gradient g
                                grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
       for (const FeatureBand<T>& source : features) load_features(p, source, true);
-      if (dense) {
-        if (!band.all_moderate || !moderate(as<T>(memory), features_size<T>(views, bands[b]))) return false;
-        dense->load_gradients(bands[b], band.factor, band.dense, as<T>(operands));
-      }
-      const size_t at_once = dense ? dense->chunks_at_once() : chunks.size();
-      for (size_t first = 0; first < chunks.size(); first += at_once) {
-        const size_t count = std::min(at_once, chunks.size() - first);
-        if (dense) dense->load_features(features, first);
+      // Chunks from the first-th on: `part` sums them, if there is one.
+      const auto sum_chunks = [&](size_t first, size_t count, const WinogradGradWeight<T>* part,
+                                  size_t first_of_part) {
         parallel(panels.list.size() * count, [&](int64_t i, int64_t thread) {
           const Panel& panel = panels.list[i / count];
           const size_t chunk = first + i % count;
           T* mine = as<T>(sums) + thread * (sum_size + dense_sums);
           std::fill_n(mine, sum_size, T(0));
-          for (size_t k = 0; dense && k < passes.size(); ++k)
+          for (size_t k = 0; part && k < passes.size(); ++k)
             if (passes[k].kind == Pass::kWinograd && passes[k].source == chunks[chunk].source)
-              dense->multiply(panel, chunk, mine + sum_size,
-                              mine + layout.row[k] * panel.vectors * kLanes<T>);
+              part->multiply(panel, first_of_part + i % count, mine + sum_size,
+                             mine + layout.row[k] * panel.vectors * kLanes<T>);
           accumulate_chunk(band, features, panel, chunks[chunk], mine);
           PackScratch<T> pack;
           for (size_t branch = 0; branch < branches; ++branch)
             if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, b > 0, pack);
         });
+      };
+      if (by_winograd && (!band.all_moderate || !moderate(as<T>(memory), features_size<T>(views, bands[b]))))
+        return false;
+      size_t first = 0;
+      for (WinogradGradWeight<T>& part : dense) {
+        part.load_gradients(bands[b], band.factor, band.dense, as<T>(operands));
+        for (size_t c = 0; c < part.chunks().size(); c += part.chunks_at_once()) {
+          const size_t count = std::min(part.chunks_at_once(), part.chunks().size() - c);
+          part.load_features(features, c);
+          sum_chunks(first + c, count, &part, c);
+        }
+        first += part.chunks().size();
       }
+      if (!by_winograd) sum_chunks(0, chunks.size(), nullptr, 0);
     }
   }
 
@@ -190,9 +212,10 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
   }
   if (has_few_outputs_for_weights(p))
     return grad_weight_few_outputs(p, grad, grad_weights[0], grad_scales[0], grad_sum);
-  const std::optional<Winograd<T>> w = choose_winograd<T, Favour::none>(p, kLeastTiles);
-  if (w && grad_weight_by(&*w, p, grad, grad_weights, grad_scales, grad_sum)) return;
-  grad_weight_by<T>(nullptr, p, grad, grad_weights, grad_scales, grad_sum);
+  const std::vector<WinogradPart<T>> parts =
+      winograd_parts(p, choose_winograd<T, Favour::none>(p, kLeastTiles), true, kLeastTiles);
+  if (!parts.empty() && grad_weight_by(parts, p, grad, grad_weights, grad_scales, grad_sum)) return;
+  grad_weight_by<T>({}, p, grad, grad_weights, grad_scales, grad_sum);
 }
 
 }  // namespace

@@ -33,26 +33,38 @@ struct View {
   int64_t tile;     // rows and columns of results that are always loaded together
 };
 
-// With `tile` > 1 up-sampled sources are up-sampled as they are loaded.
+// How a source is read: results in tiles of so many rows and columns of its view, and whether a map that is
+// up-sampled is read where it is stored, and not up-sampled as it is loaded.
+struct Reading {
+  int64_t tile = 1;
+  bool stored = false;
+};
+
+// One reading for each source.
 template <class T>
-static std::vector<View> make_views(const Problem<T>& p, int64_t tile = 1) {
+static std::vector<View> make_views(const Problem<T>& p, const std::vector<Reading>& readings) {
   std::vector<View> views;
   int64_t channel = 0;
-  for (const Source& s : p.sources) {
-    View v{p.geo, channel, tile == 1 && p.geo.pixels() >= kMergePixels ? s.up : 0, tile};
+  for (size_t i = 0; i < p.sources.size(); ++i) {
+    const Source& s = p.sources[i];
+    const int64_t tile = readings[i].tile;
+    View v{p.geo, channel, readings[i].stored ? s.up : 0, tile};
     v.g.C = s.C;
-    const int64_t more = (tile - p.geo.Wo % tile) % tile * p.geo.sw;
-    v.g.Wp += more;
     if (v.up) {
       v.g.H = v.g.Ho = s.H, v.g.W = v.g.Wo = s.W;
       v.g.pt = (p.geo.kh / 2 + 1) / 2, v.g.pl = (p.geo.kw / 2 + 1) / 2;
       v.g.kh = 2 * v.g.pt + 1, v.g.kw = 2 * v.g.pl + 1;
       v.g.Hp = s.H + 2 * v.g.pt, v.g.Wp = s.W + 2 * v.g.pl;
     }
+    v.g.Wp += (tile - v.g.Wo % tile) % tile * v.g.sw;
     views.push_back(v);
     channel += s.C;
   }
   return views;
+}
+template <class T>
+static std::vector<View> make_views(const Problem<T>& p) {
+  return make_views(p, std::vector<Reading>(p.sources.size(), {1, p.geo.pixels() >= kMergePixels}));
 }
 
 // Tap `tap` of a branch is part of row block `slot` of a packed kernel; `first` to write it.
@@ -216,16 +228,21 @@ static bool any_ratio_above(const Problem<T>& p, T limit) {
   return false;
 }
 
-// Takes the dense passes out of a list; copies stay there where some pixels `need` them.
-static std::vector<Pass> take_dense_passes(std::vector<Pass>& passes, bool need) {
-  std::vector<Pass> dense, rest;
-  for (const Pass& pass : passes) {
+// Winograd's passes, one for each source.
+template <class T>
+static std::vector<Pass> winograd_passes(const Problem<T>& p) {
+  std::vector<Pass> dense;
+  for (const Pass& pass : make_passes(p, make_views(p, std::vector<Reading>(p.sources.size()))))
     if (pass.kind == Pass::kAll) dense.push_back(pass);
-    if (pass.kind != Pass::kAll || need) rest.push_back(pass);
-  }
-  passes = rest;
   for (Pass& pass : dense) pass.kind = Pass::kWinograd;
   return dense;
+}
+// Without the direct passes of all kernels.
+static std::vector<Pass> corrections(const std::vector<Pass>& passes) {
+  std::vector<Pass> rest;
+  for (const Pass& pass : passes)
+    if (pass.kind == Pass::kCorrection) rest.push_back(pass);
+  return rest;
 }
 
 // Columns of B: the channels of one group, cut into panels of at most kPanel.

@@ -51,18 +51,22 @@ class PrepackedHeader {
 };
 
 template <class T>
-static bool forward_prepacked(const Problem<T>& p, const T* bias, Target out, const Winograd<T>& w) {
-  Forward<T> f(p, bias, out, &w, true);
-  T* const weights = PrepackedHeader<T>(p, w, f.packed_size()).weights(p.prepacked);
+static bool forward_prepacked(const Problem<T>& p, const T* bias, Target out,
+                              const std::optional<Winograd<T>>& w) {
+  const std::vector<WinogradPart<T>> parts = winograd_parts(p, w, false);
+  Forward<T> f(p, bias, out, parts, true);
+  T* const weights = PrepackedHeader<T>(p, *w, f.packed_size()).weights(p.prepacked);
   return weights && f.run(f.parts(weights));
 }
 
-// F(m, 2) makes of weights 7 to 10 times as many values: to read those takes the time of packing them again.
+// F(m, 2) and up-sampled maps read where they are stored make of weights 7 to 11 times as many values: to
+// read those takes the time of packing them again.
 template <class T>
 static int64_t pack(const Problem<T>& p) {
   const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);
   if (!w || w->r == 2) return 0;
-  Forward<T> f(p, nullptr, {}, &*w, true);
+  const std::vector<WinogradPart<T>> parts = winograd_parts(p, w, false);
+  Forward<T> f(p, nullptr, {}, parts, true);
   const PrepackedHeader<T> header(p, *w, f.packed_size());
   const int64_t size = header.size() + f.packed_size();
   if (p.prepacked.size == 0) return size;

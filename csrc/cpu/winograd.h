@@ -30,7 +30,7 @@ using Offsets = std::vector<int64_t>;
 template <class T>
 struct Winograd {
   const WinogradTransforms<T>* f;
-  int64_t m, r, n, stride;
+  int64_t m, r, n, window, stride;
   bool short_h, short_w;  // the last residue has a tap less
   Offsets first;          // blocks before each frequency [n * n + 1]
 
@@ -38,7 +38,8 @@ struct Winograd {
       : f(&transforms),
         m(f->m),
         r(f->r),
-        n(m + r - 1),
+        n(f->n),
+        window(f->window),
         stride(g.sh),
         short_h(g.kh < stride * r),
         short_w(g.kw < stride * r),
@@ -74,7 +75,7 @@ struct Winograd {
   // The pixels of a tile's window and the taps of the filter that residue (a, b) has, `row` and `col` entries
   // apart in memory.
   Offsets pixels(int64_t a, int64_t b, int64_t row, int64_t col) const {
-    return grid(n - shorter_h(a), n - shorter_w(b), stride * row, stride * col, a * row + b * col);
+    return grid(window - shorter_h(a), window - shorter_w(b), stride * row, stride * col, a * row + b * col);
   }
   Offsets taps(int64_t a, int64_t b, int64_t row, int64_t col) const {
     return grid(r - shorter_h(a), r - shorter_w(b), stride * row, stride * col, a * row + b * col);
@@ -144,10 +145,11 @@ static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels) {
 
 // Rows of tiles, of `down` in all, that one visit works on. Packed weights are read once a visit, and beyond
 // some dozens of tiles that costs less than operands that leave the second cache.
+constexpr int64_t kTilesOfVisit = 48;
 static int64_t winograd_rows_per_band(int64_t down, int64_t across, int64_t tile_bytes, bool shared,
-                                      int64_t threads) {
+                                      int64_t threads, int64_t least = kTilesOfVisit) {
   if (shared) return std::max<int64_t>(1, std::min(down, kSharedBandBytes / (across * tile_bytes)));
-  const int64_t tiles = std::max<int64_t>(48, (1 << 20) / tile_bytes);
+  const int64_t tiles = std::max<int64_t>(least, (1 << 20) / tile_bytes);
   return std::max<int64_t>(1, std::min((tiles + across - 1) / across, (down + threads - 1) / threads));
 }
 
@@ -202,6 +204,58 @@ static std::optional<Winograd<T>> choose_winograd(const Problem<T>& p, LeastTile
   int64_t channels = p.geo.C;
   for (const Source& s : p.sources) channels = std::min(channels, s.C);
   return choose_winograd<T, Results>(p.geo, channels, least);
+}
+
+// Sources whose products are summed before they are transformed.
+template <class T>
+struct WinogradPart {
+  Winograd<T> w;
+  std::vector<size_t> sources;
+};
+
+static constexpr WinogradTransforms<float> kWinogradUpsampled = winograd_transforms_upsampled<float, 4, 3>();
+
+// All sources by `w`, if there is one; or an up-sampled map where it is stored and `w` for the others, where
+// that has so much less to do that it pays for larger weights. No parts: the direct form.
+template <class T>
+static std::vector<WinogradPart<T>> winograd_parts(const Problem<T>& p, const std::optional<Winograd<T>>& w,
+                                                   bool upsampled, LeastTiles least = {}) {
+  std::vector<WinogradPart<T>> parts;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!w) return parts;
+    const WinogradTransforms<T>& up = kWinogradUpsampled;
+    constexpr int64_t kLeastTilesUp = 32;
+    const Geometry& g = p.geo;
+    const int64_t tiles = g.N * ((g.Ho + up.m - 1) / up.m) * ((g.Wo + up.m - 1) / up.m);
+    upsampled &= g.kh == up.r && g.kw == up.r && g.H % 2 == 0 && g.W % 2 == 0 &&
+                 tiles >= std::max(kLeastTilesUp, least.large);
+    WinogradPart<T> rest{*w, {}};
+    for (size_t i = 0; i < p.sources.size(); ++i)
+      if (upsampled && p.sources[i].up)
+        parts.push_back({Winograd<T>(up, g), {i}});
+      else
+        rest.sources.push_back(i);
+    if (!rest.sources.empty()) parts.push_back(rest);
+  }
+  return parts;
+}
+// How sources are read for these parts.
+template <class T>
+static std::vector<Reading> readings(const std::vector<WinogradPart<T>>& parts, size_t sources) {
+  std::vector<Reading> out(sources);
+  for (const WinogradPart<T>& part : parts)
+    for (size_t i : part.sources) {
+      const bool stored = part.w.f->upsampled();
+      out[i] = {stored ? part.w.m / 2 : part.w.m, stored};
+    }
+  return out;
+}
+// Rows that all tiles come in.
+template <class T>
+static int64_t tile_rows(const std::vector<WinogradPart<T>>& parts) {
+  int64_t rows = 1;
+  for (const WinogradPart<T>& part : parts) rows = std::max(rows, part.w.m);
+  return rows;
 }
 
 }  // namespace

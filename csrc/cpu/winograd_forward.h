@@ -22,12 +22,12 @@ namespace {
 template <class T>
 class WinogradForward {
  public:
-  WinogradForward(const Problem<T>& p, const Winograd<T>& w, const std::vector<View>& views,
+  WinogradForward(const Problem<T>& p, const WinogradPart<T>& part, const std::vector<View>& views,
                   const std::vector<int64_t>& chunk)
       : p_(p),
-        w_(w),
-        input_(w, views, chunk, p.geo.groups),
-        product_size_(w.frequencies() * kPanel<T> + kLanes<T>) {}
+        w_(part.w),
+        input_(part, views, chunk, p.geo.groups),
+        product_size_(w_.frequencies() * kPanel<T> + kLanes<T>) {}
 
   const std::vector<WinogradChunk>& chunks() const { return input_.chunks; }
   // Rows of a packed panel: all chunks, the largest.
@@ -39,12 +39,9 @@ class WinogradForward {
   // Entries: the scratch of packing, the operand and the products of a tile.
   int64_t merged_size() const { return kMergedChannels * p_.geo.kh * p_.geo.kw * kPanel<T>; }
   int64_t tile_size() const { return input_.tile_size; }
+  int64_t m() const { return w_.m; }
   int64_t product_size() const { return product_size_; }
 
-  int64_t rows_per_band(bool shared, int64_t threads) const {
-    return w_.m * winograd_rows_per_band(p_.geo.N * w_.tiles(p_.geo.Ho), w_.tiles(p_.geo.Wo),
-                                         (tile_size() + product_size_) * sizeof(T), shared, threads);
-  }
   int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
   std::vector<WinogradTile> tiles(const Band& band, const std::vector<T>& factor) const {
     return winograd_tiles(band, w_.m, p_.geo.Wo, factor);

@@ -25,25 +25,25 @@ template <class T>
 class WinogradGradWeight {
  public:
   // Chunks of channels as `layout` has them.
-  WinogradGradWeight(const Problem<T>& p, const Winograd<T>& w, const std::vector<View>& views,
+  WinogradGradWeight(const Problem<T>& p, const WinogradPart<T>& part, const std::vector<View>& views,
                      const Layout& layout, const Panels& panels)
       : p_(p),
-        w_(w),
+        w_(part.w),
         panels_(panels),
-        input_(w, views, layout.chunk, p.geo.groups),
-        gradient_size_(w.frequencies() * panels.columns) {
+        input_(part, views, layout.chunk, p.geo.groups),
+        gradient_size_(w_.frequencies() * panels.columns) {
     // Where the gradient of all weights is large, every band adds to much of it: few bands then, and a
     // quarter of the features at a time. Else bands whose operands stay in the third cache.
     const int64_t weight_bytes = p.geo.kh * p.geo.kw * p.geo.Cg() * p.geo.O * sizeof(T);
     const bool few_bands = 10 * weight_bytes >= kMostOperandBytes;
     operand_bytes_ = few_bands ? kMostOperandBytes : std::max(kLeastOperandBytes, 10 * weight_bytes);
-    chunks_at_once_ = few_bands ? (chunks() + 3) / 4 : chunks();
+    chunks_at_once_ = few_bands ? (chunks().size() + 3) / 4 : chunks().size();
   }
 
-  size_t chunks() const { return input_.chunks.size(); }
+  const std::vector<WinogradChunk>& chunks() const { return input_.chunks; }
   size_t chunks_at_once() const { return chunks_at_once_; }
   int64_t rows_per_band() const {
-    const int64_t share = chunks() / chunks_at_once_;
+    const int64_t share = chunks().size() / chunks_at_once_;
     const int64_t row_bytes =
         w_.tiles(p_.geo.Wo) * (input_.tile_size / share + gradient_size_) * static_cast<int64_t>(sizeof(T));
     return w_.m * std::max<int64_t>(1, std::min(operand_bytes_ / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
@@ -53,7 +53,7 @@ class WinogradGradWeight {
   int64_t operand_size(int64_t tiles) {
     most_tiles_ = tiles;
     int64_t features = 0;
-    for (size_t c = 0; c < chunks(); c += chunks_at_once_) {
+    for (size_t c = 0; c < chunks().size(); c += chunks_at_once_) {
       arrange(c);
       features = std::max(features, input_.size());
     }
@@ -116,7 +116,7 @@ class WinogradGradWeight {
   static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
 
   void arrange(size_t first) {
-    input_.arrange(most_tiles_, first, std::min(first + chunks_at_once_, chunks()));
+    input_.arrange(most_tiles_, first, std::min(first + chunks_at_once_, chunks().size()));
   }
   // Gradients of a panel, [frequency][tile][columns], and the entries from one frequency to the next.
   int64_t step(const Panel& panel) const { return (most_tiles_ * panel.vectors + 1) * kLanes<T>; }

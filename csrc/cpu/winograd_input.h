@@ -53,12 +53,13 @@ struct WinogradChunk {
 template <class T>
 class WinogradInput {
  public:
-  // Chunks of each source as the features have them.
-  WinogradInput(const Winograd<T>& w, const std::vector<View>& views, const std::vector<int64_t>& chunk,
-                int64_t groups)
-      : w_(w), groups_(groups) {
+  // Chunks of each source of the part as the features have them.
+  WinogradInput(const WinogradPart<T>& part, const std::vector<View>& views,
+                const std::vector<int64_t>& chunk, int64_t groups)
+      : w_(part.w), groups_(groups), padded_(views.size()), from_(views.size()), to_(views.size()) {
     constexpr int64_t L = kLanes<T>;
-    for (size_t s = 0; s < views.size(); ++s) {
+    const Winograd<T>& w = w_;
+    for (size_t s : part.sources) {
       const Geometry& g = views[s].g;
       const int64_t padded = (chunk[s] + L - 1) / L * L;
       for (int64_t c = 0; c < g.Cg(); c += chunk[s]) {
@@ -68,10 +69,9 @@ class WinogradInput {
         rows += w.size(padded, kWinogradRowPad);
         largest_rows = std::max(largest_rows, w.size(padded, kWinogradRowPad));
       }
-      padded_.push_back(padded);
-      from_.emplace_back();
+      padded_[s] = padded;
       w.each_residue(
-          [&](int64_t a, int64_t b) { from_.back().push_back(w.pixels(a, b, g.Wp * chunk[s], chunk[s])); });
+          [&](int64_t a, int64_t b) { from_[s].push_back(w.pixels(a, b, g.Wp * chunk[s], chunk[s])); });
     }
     arrange(1, 0, chunks.size());
     tile_size = odd_lines<T>(size());
@@ -85,11 +85,10 @@ class WinogradInput {
   void arrange(int64_t tiles, size_t begin, size_t end) {
     tiles_ = tiles;
     begin_ = begin, end_ = end;
-    to_.clear();
-    for (int64_t padded : padded_) {
-      to_.emplace_back();
+    for (size_t s = 0; s < to_.size(); ++s) {
+      to_[s].clear();
       w_.each_residue([&](int64_t a, int64_t b) {
-        to_.back().push_back(w_.frequency_offsets(a, b, tiles * padded, kLanes<T>));
+        to_[s].push_back(w_.frequency_offsets(a, b, tiles * padded_[s], kLanes<T>));
       });
     }
   }

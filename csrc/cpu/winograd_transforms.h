@@ -47,20 +47,20 @@ PCONV_INLINE void map_vectors(const Vec<T>* x, Vec<T>* y, std::index_sequence<I.
 template <class H, class W, class T, class Load, class Store>
 PCONV_INLINE void map_tile(const Load& load_entry, const Store& store_entry) {
   Vec<T> half[W::cols][H::rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
   for (int j = 0; j < W::cols; ++j) {
     Vec<T> x[H::cols];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int i = 0; i < H::cols; ++i) x[i] = load_entry(i * W::cols + j);
     map_vectors<H, T>(x, half[j], std::make_index_sequence<H::rows>{});
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
   for (int i = 0; i < H::rows; ++i) {
     Vec<T> x[W::cols], y[W::rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int j = 0; j < W::cols; ++j) x[j] = half[j][i];
     map_vectors<W, T>(x, y, std::make_index_sequence<W::rows>{});
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int j = 0; j < W::rows; ++j) store_entry(i * W::rows + j, y[j]);
   }
 }
@@ -107,12 +107,14 @@ struct WinogradTransforms {
   using Transform = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to);
   using Scaled = void (*)(const T* in, const int64_t* from, int64_t count, T* out, const int64_t* to,
                           const T* scale);
-  int64_t m, r;
-  Transform inputs[2][2];       // n x n pixels to frequencies
+  int64_t m, r, n, window;
+  Transform inputs[2][2];       // window x window pixels to n x n frequencies
   Transform weights[2][2];      // r x r taps to frequencies
   Scaled outputs[2][2];         // frequencies to m x m results
   Transform gradients;          // m x m gradients to frequencies, the transpose of outputs
   Transform weight_sums[2][2];  // frequencies to r x r taps, the transpose of weights
+
+  bool upsampled() const { return n != window; }
 };
 
 template <class T, int M, int R, Favour Results>
@@ -130,12 +132,35 @@ static constexpr WinogradTransforms<T> winograd_transforms() {
   using AT = Map<F::A, n, M>;
   return {M,
           R,
+          n,
+          n,
           {{transform<B1, B1, T>, transform<B1, B0, T>}, {transform<B0, B1, T>, transform<B0, B0, T>}},
           {{transform<G1, G1, T>, transform<G1, G0, T>}, {transform<G0, G1, T>, transform<G0, G0, T>}},
           {{transform_scaled<A1, A1, T>, transform_scaled<A1, A0, T>},
            {transform_scaled<A0, A1, T>, transform_scaled<A0, A0, T>}},
           transform<AT, AT, T>,
           {{transform<S1, S1, T>, transform<S1, S0, T>}, {transform<S0, S1, T>, transform<S0, S0, T>}}};
+}
+
+// Over an up-sampled map strides are 1, and filters never shorter.
+template <class T, int M, int R>
+static constexpr WinogradTransforms<T> winograd_transforms_upsampled() {
+  using F = CookToomUpsampled<M, R>;
+  constexpr int n = F::n;
+  using B = Map<F::B, n, F::window>;
+  using G = Map<F::G, n, R>;
+  using A = Map<F::A, F::m, n, true>;
+  using S = Map<F::G, R, n, true>;
+  using AT = Map<F::A, n, F::m>;
+  return {F::m,
+          R,
+          n,
+          F::window,
+          {{transform<B, B, T>}},
+          {{transform<G, G, T>}},
+          {{transform_scaled<A, A, T>}},
+          transform<AT, AT, T>,
+          {{transform<S, S, T>}}};
 }
 
 }  // namespace
