@@ -98,7 +98,7 @@ class Forward {
       pixels_ = std::max(pixels_, band_rows(band) * g_.Wo);
       int64_t operands = 0;
       for (const WinogradForward<T>& part : dense_) {
-        operands += part.tile_count(band) * part.tile_size();
+        operands += part.features(part.tile_count(band)).size();
         product_size_ = std::max(product_size_, part.tile_count(band) * part.product_size());
       }
       operand_size_ = std::max(operand_size_, operands);
@@ -120,7 +120,9 @@ class Forward {
   struct LoadedBand {
     std::vector<FeatureBand<T>> features;
     ForwardRows<T> rows;
-    std::vector<std::vector<WinogradTile>> tiles;  // of each part
+    // Of each part.
+    std::vector<std::vector<WinogradTile>> tiles;
+    std::vector<WinogradFeatures<T>> dense;
     std::vector<T*> operands;
   };
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared
@@ -151,7 +153,7 @@ class Forward {
     int64_t entries = 0, most_products = 0, least = 1;
     for (const WinogradForward<T>& part : dense_) {
       const int64_t tiles = rows_at_once_ * rows_at_once_ / (part.m() * part.m());
-      entries += tiles * part.tile_size();
+      entries += part.features(tiles).size();
       most_products = std::max(most_products, tiles * part.product_size());
       least = std::max(least, tiles);
     }
@@ -166,14 +168,15 @@ class Forward {
     for (const FeatureBand<T>& source : features) load_features(p_, source, threads);
     if (!dense_.empty() && !moderate(memory, features_size<T>(views_, band))) moderate_ = false;
     ForwardRows<T> rows(p_, passes_, taps_, band, features, limit_);
-    LoadedBand loaded{std::move(features), std::move(rows), {}, {}};
+    LoadedBand loaded{std::move(features), std::move(rows), {}, {}, {}};
     for (const WinogradForward<T>& part : dense_) {
       loaded.tiles.push_back(part.tiles(band, loaded.rows.factor));
+      const std::vector<WinogradTile>& tiles = loaded.tiles.back();
+      loaded.dense.push_back(part.features(tiles.size()));
       loaded.operands.push_back(operand);
-      each(threads, loaded.tiles.back().size(), [&](int64_t i) {
-        part.load(loaded.features, loaded.tiles.back()[i], operand + i * part.tile_size());
-      });
-      operand += part.tile_count(band) * part.tile_size();
+      each(threads, tiles.size(),
+           [&](int64_t i) { loaded.dense.back().load(loaded.features, tiles[i], i, operand); });
+      operand += loaded.dense.back().size();
     }
     return loaded;
   }
@@ -205,7 +208,8 @@ class Forward {
     if (at.winograd) {
       const WinogradForward<T>& part = dense_[at.part];
       const std::vector<WinogradTile>& tiles = loaded.tiles[at.part];
-      part.multiply(panel, *at.winograd, tiles.size(), loaded.operands[at.part], from.winograd, products);
+      part.multiply(panel, *at.winograd, tiles.size(), loaded.dense[at.part], loaded.operands[at.part],
+                    from.winograd, products);
       if (chunk + 1 == chunks_.size() || chunks_[chunk + 1].part != at.part)
         part.finish(panel, band, tiles, loaded.rows.factor, products, results);
     }

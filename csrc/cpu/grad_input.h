@@ -158,7 +158,7 @@ class GradInput {
       pixel += static_cast<int32_t>(band[i].rows() * source_.W);
     }
     each(threads, loaded.tiles.size(),
-         [&](int64_t i) { dense_->load(loaded.tiles[i], loaded.plane, operand + i * dense_->tile_size()); });
+         [&](int64_t i) { dense_->load(loaded.tiles[i], i, loaded.tiles.size(), loaded.plane, operand); });
     return loaded;
   }
   // Packed weights of one chunk and panel.
@@ -198,8 +198,8 @@ class GradInput {
     }
   }
   int64_t result_size() const { return (pixels_ + 1) * kPanel<T>; }
-  int64_t operand_size() const { return dense_ ? tiles_ * dense_->tile_size() : 0; }
-  int64_t product_size() const { return dense_ ? tiles_ * dense_->product_size() : 0; }
+  int64_t operand_size() const { return dense_ ? dense_->operand_size(tiles_) : 0; }
+  int64_t product_size() const { return dense_ ? dense_->product_size(tiles_) : 0; }
 
   int64_t merged_size() const { return dense_ ? dense_->merged_size() : 0; }
 

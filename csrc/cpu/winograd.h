@@ -24,9 +24,8 @@ namespace {
 
 using Offsets = std::vector<int64_t>;
 
-// Blocks: what one residue has to say to one frequency, ordered by frequency, then by residue. An operand
-// keeps `size` entries for a block and `pad` after each frequency, which keeps frequencies out of each
-// other's cache sets.
+// Blocks: what one residue has to say to one frequency, ordered by frequency, then by residue. Packed weights
+// keep `size` entries for a block and `pad` after each frequency.
 template <class T>
 struct Winograd {
   const WinogradTransforms<T>* f;
@@ -64,12 +63,18 @@ struct Winograd {
   int64_t frequency_offset(int64_t frequency, int64_t block, int64_t pad) const {
     return first[frequency] * block + frequency * pad;
   }
-  // Where the frequencies of residue (a, b) begin in an operand, in the order of the transforms.
-  Offsets frequency_offsets(int64_t a, int64_t b, int64_t block, int64_t pad) const {
-    Offsets out;
+  // Calls body(frequency, block of it) for the blocks of residue (a, b), in the order of the transforms.
+  template <class F>
+  void each_block(int64_t a, int64_t b, const F& body) const {
     for (int64_t i = 0; i < n - shorter_h(a); ++i)
-      for (int64_t j = 0; j < n - shorter_w(b); ++j)
-        out.push_back(frequency_offset(i * n + j, block, pad) + (a * meeting(j, short_w) + b) * block);
+      for (int64_t j = 0; j < n - shorter_w(b); ++j) body(i * n + j, a * meeting(j, short_w) + b);
+  }
+  // Where they begin.
+  Offsets block_offsets(int64_t a, int64_t b, int64_t block, int64_t pad) const {
+    Offsets out;
+    each_block(a, b, [&](int64_t frequency, int64_t k) {
+      out.push_back(frequency_offset(frequency, block, pad) + k * block);
+    });
     return out;
   }
   // The pixels of a tile's window and the taps of the filter that residue (a, b) has, `row` and `col` entries
@@ -126,7 +131,7 @@ static bool pack_winograd(const Winograd<T>& w, int64_t kh, int64_t kw, int64_t 
     const bool h = w.shorter_h(a), v = w.shorter_w(b);
     Offsets from = w.taps(a, b, row, col);
     if (turned) std::reverse(from.begin(), from.end());
-    const Offsets to = w.frequency_offsets(a, b, padded * columns, kWinogradRowPad * columns);
+    const Offsets to = w.block_offsets(a, b, padded * columns, kWinogradRowPad * columns);
     for (int64_t i = 0; i < count; ++i)
       w.f->weights[h][v](merged + i * columns, from.data(), columns, out + (c + i) * columns, to.data());
     for (int64_t at : to)
@@ -153,12 +158,38 @@ static int64_t winograd_rows_per_band(int64_t down, int64_t across, int64_t tile
   return std::max<int64_t>(1, std::min((tiles + across - 1) / across, (down + threads - 1) / threads));
 }
 
-// Entries in an odd number of lines, so that tiles stay out of each other's cache sets.
+// One operand of a product, a chunk of channels of some tiles: [frequency][tile][residue, channel] where the
+// products of residues are summed, else [frequency][tile][channel]. A vector between frequencies keeps them
+// out of each other's cache sets.
 template <class T>
-static int64_t odd_lines(int64_t entries) {
-  constexpr int64_t line = 64 / sizeof(T);
-  return ((entries + line - 1) / line | 1) * line;
-}
+class WinogradOperand {
+ public:
+  WinogradOperand(const Winograd<T>& w, bool summed, int64_t padded, int64_t tiles)
+      : w_(&w), summed_(summed), padded_(padded), tiles_(tiles) {}
+
+  int64_t size() const { return place(w_->frequencies()); }
+  int64_t place(int64_t frequency) const {
+    return (summed_ ? w_->first[frequency] : frequency) * tiles_ * padded_ + frequency * kLanes<T>;
+  }
+  // Entries from one tile to the next.
+  int64_t row(int64_t frequency) const { return (summed_ ? w_->blocks_of(frequency) : 1) * padded_; }
+  // Where the transform of residue (a, b) of a tile goes.
+  Offsets of_tile(int64_t tile, int64_t a, int64_t b) const {
+    Offsets out;
+    if (summed_)
+      w_->each_block(a, b, [&](int64_t frequency, int64_t k) {
+        out.push_back(place(frequency) + tile * row(frequency) + k * padded_);
+      });
+    else
+      for (int64_t q = 0; q < w_->frequencies(); ++q) out.push_back(place(q) + tile * padded_);
+    return out;
+  }
+
+ private:
+  const Winograd<T>* w_;
+  bool summed_;
+  int64_t padded_, tiles_;
+};
 
 constexpr int64_t kLeastChannels = 16;
 

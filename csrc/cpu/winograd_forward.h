@@ -36,9 +36,8 @@ class WinogradForward {
   T* part(const Panel& panel, const WinogradChunk& c, T* packed) const {
     return packed + input_.rows * panel.column + c.row * panel.vectors * kLanes<T>;
   }
-  // Entries: the scratch of packing, the operand and the products of a tile.
+  // Entries: the scratch of packing, the products of a tile.
   int64_t merged_size() const { return kMergedChannels * p_.geo.kh * p_.geo.kw * kPanel<T>; }
-  int64_t tile_size() const { return input_.tile_size; }
   int64_t m() const { return w_.m; }
   int64_t product_size() const { return product_size_; }
 
@@ -46,9 +45,7 @@ class WinogradForward {
   std::vector<WinogradTile> tiles(const Band& band, const std::vector<T>& factor) const {
     return winograd_tiles(band, w_.m, p_.geo.Wo, factor);
   }
-  void load(const std::vector<FeatureBand<T>>& features, const WinogradTile& tile, T* out) const {
-    input_.load(features, tile, out);
-  }
+  WinogradFeatures<T> features(int64_t tiles) const { return {input_, tiles, 0, input_.chunks.size()}; }
 
   // Channels [c, c + count) of a chunk, from merged weights; false where a weight is too large.
   bool pack(const Panel& panel, const WinogradChunk& chunk, int64_t c, int64_t count, const T* merged,
@@ -57,13 +54,15 @@ class WinogradForward {
                          merged, out);
   }
   // Adds a chunk to the products of `tiles` tiles; the first starts them.
-  void multiply(const Panel& panel, const WinogradChunk& c, int64_t tiles, const T* data, const T* packed,
-                T* products) const {
+  void multiply(const Panel& panel, const WinogradChunk& c, int64_t tiles,
+                const WinogradFeatures<T>& features, const T* data, const T* packed, T* products) const {
     const int64_t columns = panel.vectors * kLanes<T>, pad = kWinogradRowPad;
+    const WinogradOperand<T>& chunk = features.chunk(c.index);
+    data += features.place(panel.group, c.index);
     for (int64_t q = 0; q < w_.frequencies(); ++q)
-      product<T>(panel.vectors, tiles, {data + input_.place(panel.group, c, q), input_.tile_size, 1},
-                 {packed + w_.frequency_offset(q, c.padded, pad) * columns, 0, columns},
-                 w_.blocks_of(q) * c.padded, products + q * columns, product_size_, c.index > 0);
+      product<T>(panel.vectors, tiles, {data + chunk.place(q), chunk.row(q), 1},
+                 {packed + w_.frequency_offset(q, c.padded, pad) * columns, 0, columns}, chunk.row(q),
+                 products + q * columns, product_size_, c.index > 0);
   }
   // Adds factor * product to results [pixels of the band and one more, columns] of the tiles' pixels.
   void finish(const Panel& panel, const Band& band, const std::vector<WinogradTile>& tiles,

@@ -43,21 +43,18 @@ class WinogradGradInput {
         cols_(cols),
         chunk_(chunk),
         padded_((chunk + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
-        chunk_size_(up_ ? w.size(padded_, kLanes<T>) : padded_),
-        frequency_size_(p.geo.O / chunk * padded_ + kLanes<T>),
-        tile_size_(odd_lines<T>(up_ ? p.geo.O / chunk * chunk_size_ : w.frequencies() * frequency_size_)),
         product_size_((up_ ? w.frequencies() * kPanel<T> : w.size(kPanel<T>, 0)) + kLanes<T>) {}
 
   // Rows of a packed chunk of one panel.
   int64_t chunk_rows() const { return w_.size(padded_, kWinogradRowPad); }
-  // Entries: the scratch of packing, the operand and the products of a tile.
+  // Entries: the scratch of packing, the operands and the products of so many tiles.
   int64_t merged_size() const { return kMergedChannels * kernel(p_.geo.kh) * kernel(p_.geo.kw) * kPanel<T>; }
-  int64_t tile_size() const { return tile_size_; }
-  int64_t product_size() const { return product_size_; }
+  int64_t operand_size(int64_t tiles) const { return p_.geo.O / chunk_ * operand(tiles).size(); }
+  int64_t product_size(int64_t tiles) const { return tiles * product_size_; }
 
   int64_t tile_rows_per_band(bool shared, int64_t threads) const {
     return winograd_rows_per_band(p_.geo.N * rows_.tiles->count(rows_.size), cols_.tiles->count(cols_.size),
-                                  (tile_size_ + product_size_) * sizeof(T), shared, threads);
+                                  (operand_size(1) + product_size(1)) * sizeof(T), shared, threads);
   }
   int64_t tile_count(const Slice& s) const {
     return rows_.tiles->of(s.begin, s.end).size() * cols_.tiles->count(cols_.size);
@@ -76,16 +73,16 @@ class WinogradGradInput {
         if (any) tiles.push_back({gradient.row(0, r) + c * gradient.chunk, row, col, s, pixel});
       }
   }
-  // Chunks of the gradient lie `plane` entries apart.
-  void load(const GradientTile<T>& tile, int64_t plane, T* out) const {
+  // Tile t of so many. Chunks of the gradient lie `plane` entries apart.
+  void load(const GradientTile<T>& tile, int64_t t, int64_t tiles, int64_t plane, T* out) const {
     const int64_t row = cols_.all().size() * chunk_, pixel = chunk_;
+    const WinogradOperand<T> chunks = operand(tiles);
     each_input_residue([&](int64_t a, int64_t b) {
       const Offsets from = up_ ? w_.pixels(a, b, row, pixel) : w_.grid(w_.n, w_.n, row, pixel);
-      const Offsets to = up_ ? w_.frequency_offsets(a, b, padded_, kLanes<T>)
-                             : w_.grid(w_.n, w_.n, w_.n * frequency_size_, frequency_size_);
+      const Offsets to = chunks.of_tile(t, a, b);
       const auto transform = w_.f->inputs[up_ && w_.shorter_h(a)][up_ && w_.shorter_w(b)];
       for (int64_t i = 0; i < p_.geo.O / chunk_; ++i)
-        transform(tile.gradient + i * plane, from.data(), chunk_, out + i * chunk_size_, to.data());
+        transform(tile.gradient + i * plane, from.data(), chunk_, out + i * chunks.size(), to.data());
     });
   }
   // Channels [o, o + count) of a chunk, from merged weights; false where a weight is too large.
@@ -97,19 +94,18 @@ class WinogradGradInput {
   void multiply(const Panel& panel, int64_t chunk, int64_t tiles, const T* data, const T* packed,
                 T* products) const {
     const int64_t columns = panel.vectors * kLanes<T>;
-    data += (panel.group * (p_.geo.Og() / chunk_) + chunk) * chunk_size_;
+    const WinogradOperand<T> chunks = operand(tiles);
+    data += (panel.group * (p_.geo.Og() / chunk_) + chunk) * chunks.size();
     for (int64_t q = 0; q < w_.frequencies(); ++q) {
+      const Operand<T> gradients{data + chunks.place(q), chunks.row(q), 1};
       const T* weights = packed + w_.frequency_offset(q, padded_, kWinogradRowPad) * columns;
-      if (up_) {  // residues are summed
-        product<T>(panel.vectors, tiles, {data + w_.frequency_offset(q, padded_, kLanes<T>), tile_size_, 1},
-                   {weights, 0, columns}, w_.blocks_of(q) * padded_, products + q * columns, product_size_,
-                   chunk > 0);
-        continue;
-      }
-      for (int64_t k = 0; k < w_.blocks_of(q); ++k)
-        product<T>(panel.vectors, tiles, {data + q * frequency_size_, tile_size_, 1},
-                   {weights + k * padded_ * columns, 0, columns}, padded_,
-                   products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
+      if (up_)  // residues are summed
+        product<T>(panel.vectors, tiles, gradients, {weights, 0, columns}, chunks.row(q),
+                   products + q * columns, product_size_, chunk > 0);
+      else
+        for (int64_t k = 0; k < w_.blocks_of(q); ++k)
+          product<T>(panel.vectors, tiles, gradients, {weights + k * padded_ * columns, 0, columns}, padded_,
+                     products + (w_.first[q] + k) * columns, product_size_, chunk > 0);
     }
   }
   // Adds the tiles' results to results [pixels and one more, columns].
@@ -130,7 +126,7 @@ class WinogradGradInput {
                 (inside ? tile.pixel + (y - tile.slice.begin) * cols_.size + x : pixels) * columns;
           }
         const Offsets from =
-            up_ ? w_.grid(w_.n, w_.n, w_.n * columns, columns) : w_.frequency_offsets(a, b, columns, 0);
+            up_ ? w_.grid(w_.n, w_.n, w_.n * columns, columns) : w_.block_offsets(a, b, columns, 0);
         w_.f->outputs[h][v](products, from.data(), columns, results, to.data(), ones.data());
       });
       products += product_size_;
@@ -138,6 +134,7 @@ class WinogradGradInput {
   }
 
  private:
+  WinogradOperand<T> operand(int64_t tiles) const { return {w_, up_ != 0, padded_, tiles}; }
   int64_t kernel(int64_t size) const { return size + up_; }
   template <class F>
   void each_input_residue(const F& body) const {
@@ -163,8 +160,7 @@ class WinogradGradInput {
   const Winograd<T>& w_;
   int up_;
   const Axis &rows_, &cols_;
-  // Entries of a chunk, of a frequency of all channels where residues share one operand, of a tile.
-  int64_t chunk_, padded_, chunk_size_, frequency_size_, tile_size_, product_size_;
+  int64_t chunk_, padded_, product_size_;  // channels of a chunk, entries of a tile's products
 };
 
 }  // namespace

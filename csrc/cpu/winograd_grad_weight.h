@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "bands.h"
@@ -43,21 +44,18 @@ class WinogradGradWeight {
   const std::vector<WinogradChunk>& chunks() const { return input_.chunks; }
   size_t chunks_at_once() const { return chunks_at_once_; }
   int64_t rows_per_band() const {
-    const int64_t share = chunks().size() / chunks_at_once_;
     const int64_t row_bytes =
-        w_.tiles(p_.geo.Wo) * (input_.tile_size / share + gradient_size_) * static_cast<int64_t>(sizeof(T));
+        w_.tiles(p_.geo.Wo) * (features(1, 0).size() + gradient_size_) * static_cast<int64_t>(sizeof(T));
     return w_.m * std::max<int64_t>(1, std::min(operand_bytes_ / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
   }
   int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
   // Entries: operands of at most so many tiles, sums of a task.
   int64_t operand_size(int64_t tiles) {
     most_tiles_ = tiles;
-    int64_t features = 0;
-    for (size_t c = 0; c < chunks().size(); c += chunks_at_once_) {
-      arrange(c);
-      features = std::max(features, input_.size());
-    }
-    return features + w_.frequencies() * (tiles * panels_.columns + panels_.list.size() * kLanes<T>);
+    int64_t most = 0;
+    for (size_t c = 0; c < chunks().size(); c += chunks_at_once_)
+      most = std::max(most, features(tiles, c).size());
+    return most + w_.frequencies() * (tiles * panels_.columns + panels_.list.size() * kLanes<T>);
   }
   int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
 
@@ -85,27 +83,28 @@ class WinogradGradWeight {
   }
   // Chunks from `first` on, as many as are loaded at once.
   void load_features(const std::vector<FeatureBand<T>>& features, size_t first) {
-    arrange(first);
-    parallel(tiles_.size(), [&](int64_t t, int64_t) { input_.load(features, tiles_[t], features_, t); });
+    loaded_.emplace(this->features(tiles_.size(), first));
+    parallel(tiles_.size(), [&](int64_t t, int64_t) { loaded_->load(features, tiles_[t], t, features_); });
   }
   // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch;
   // where no tile counts `grads` stay, which are 0.
   void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
     if (tiles_.empty()) return;
     const WinogradChunk& c = input_.chunks[chunk];
+    const WinogradOperand<T>& operand = loaded_->chunk(chunk);
     const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
-        const T* data = features_ + input_.place(panel.group, c, q) + k * most_tiles_ * c.padded;
+        const T* data = features_ + loaded_->place(panel.group, chunk) + operand.place(q) + k * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
-        product<T>(panel.vectors, c.size, {data, 1, c.padded},
+        product<T>(panel.vectors, c.size, {data, 1, operand.row(q)},
                    {gradients(panel) + q * step(panel), 0, columns}, tiles_.size(), out, columns, false,
                    kTileRun);
       }
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
       const bool h = w_.shorter_h(a), v = w_.shorter_w(b);
-      const Offsets from = w_.frequency_offsets(a, b, c.padded * columns, kWinogradRowPad * columns);
+      const Offsets from = w_.block_offsets(a, b, c.padded * columns, kWinogradRowPad * columns);
       const Offsets to = w_.taps(a, b, row, col);
       for (int64_t i = 0; i < c.size; ++i)
         w_.f->weight_sums[h][v](sums + i * columns, from.data(), columns, grads + i * columns, to.data());
@@ -115,8 +114,9 @@ class WinogradGradWeight {
  private:
   static constexpr int64_t kLeastOperandBytes = 6 << 20, kMostOperandBytes = 20 << 20;
 
-  void arrange(size_t first) {
-    input_.arrange(most_tiles_, first, std::min(first + chunks_at_once_, chunks().size()));
+  // Of the chunks that are loaded with the first-th.
+  WinogradFeatures<T> features(int64_t tiles, size_t first) const {
+    return {input_, tiles, first, std::min(first + chunks_at_once_, chunks().size())};
   }
   // Gradients of a panel, [frequency][tile][columns], and the entries from one frequency to the next.
   int64_t step(const Panel& panel) const { return (most_tiles_ * panel.vectors + 1) * kLanes<T>; }
@@ -131,6 +131,7 @@ class WinogradGradWeight {
   int64_t gradient_size_, operand_bytes_, most_tiles_ = 0;
   size_t chunks_at_once_;
   std::vector<WinogradTile> tiles_;  // of the band
+  std::optional<WinogradFeatures<T>> loaded_;
   T *features_ = nullptr, *gradients_ = nullptr;
 };
 
