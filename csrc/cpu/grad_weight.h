@@ -75,8 +75,7 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
   const int64_t copies = own_copies ? threads : 1;
   const int64_t sum_size = layout.rows * (own_copies ? panels.columns : kPanel<T>);
   const Buffer operands = allocate(operand_size * sizeof(T));
-  const Buffer memory = allocate(copies * feature_size * sizeof(T)),
-               sums = allocate(threads * (sum_size + dense_sums) * sizeof(T));
+  const Buffer memory = allocate(copies * feature_size * sizeof(T));
   std::vector<std::vector<double>> channel_sums(copies, std::vector<double>(g.O, 0.0));
 
   // Chunks of channels, source after source; one of them is all of a source where layout.whole.
@@ -91,6 +90,13 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
   else
     for (size_t s = 0; s < views.size(); ++s)
       for (int64_t c = 0; c < views[s].g.Cg(); c += layout.chunk[s]) chunks.push_back({s, c});
+  // Sums of all tasks are kept from band to band where that is not too much; else each band adds its own to
+  // the gradients.
+  constexpr int64_t kKeptBytes = 24 << 20;
+  const int64_t tasks = panels.list.size() * chunks.size(), task_size = sum_size + dense_sums;
+  const bool keep =
+      !own_copies && bands.size() > 1 && tasks * task_size * static_cast<int64_t>(sizeof(T)) <= kKeptBytes;
+  const Buffer sums = allocate((keep ? tasks : threads) * task_size * sizeof(T));
   std::vector<double> scale_sums(chunks.size() * branches * g.O, 0.0);  // [chunk][branch][O]
 
   const auto accumulate_chunk = [&](const WeightBand<T>& band, const std::vector<FeatureBand<T>>& features,
@@ -155,16 +161,19 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
         parallel(panels.list.size() * count, [&](int64_t i, int64_t thread) {
           const Panel& panel = panels.list[i / count];
           const size_t chunk = first + i % count;
-          T* mine = as<T>(sums) + thread * (sum_size + dense_sums);
-          std::fill_n(mine, sum_size, T(0));
+          const bool started = keep && b > 0;
+          T* mine = as<T>(sums) + (keep ? panel.index * chunks.size() + chunk : thread) * task_size;
+          if (!started) std::fill_n(mine, sum_size, T(0));
+          if (part) part->multiply(panel, first_of_part + i % count, mine + sum_size, started);
+          accumulate_chunk(band, features, panel, chunks[chunk], mine);
+          if (keep && b + 1 < bands.size()) return;
           for (size_t k = 0; part && k < passes.size(); ++k)
             if (passes[k].kind == Pass::kWinograd && passes[k].source == chunks[chunk].source)
-              part->multiply(panel, first_of_part + i % count, mine + sum_size,
-                             mine + layout.row[k] * panel.vectors * kLanes<T>);
-          accumulate_chunk(band, features, panel, chunks[chunk], mine);
+              part->finish(panel, first_of_part + i % count, mine + sum_size,
+                           mine + layout.row[k] * panel.vectors * kLanes<T>);
           PackScratch<T> pack;
           for (size_t branch = 0; branch < branches; ++branch)
-            if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, b > 0, pack);
+            if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, !keep && b > 0, pack);
         });
       };
       if (by_winograd && (!band.all_moderate || !moderate(as<T>(memory), features_size<T>(views, bands[b]))))

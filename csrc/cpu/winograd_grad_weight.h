@@ -33,20 +33,21 @@ class WinogradGradWeight {
         panels_(panels),
         input_(part, views, layout.chunk, p.geo.groups),
         gradient_size_(w_.frequencies() * panels.columns) {
-    // Where the gradient of all weights is large, every band adds to much of it: few bands then, and a
-    // quarter of the features at a time. Else bands whose operands stay in the third cache.
+    // Where the sums of all weights are large, every band adds to much of them: few bands then, and a quarter
+    // of the features at a time. Else bands whose operands stay in the third cache.
     const int64_t weight_bytes = p.geo.kh * p.geo.kw * p.geo.Cg() * p.geo.O * sizeof(T);
     const bool few_bands = 10 * weight_bytes >= kMostOperandBytes;
-    operand_bytes_ = few_bands ? kMostOperandBytes : std::max(kLeastOperandBytes, 10 * weight_bytes);
+    operand_bytes_ = few_bands ? kMostOperandBytes : kLeastOperandBytes;
     chunks_at_once_ = few_bands ? (chunks().size() + 3) / 4 : chunks().size();
   }
 
   const std::vector<WinogradChunk>& chunks() const { return input_.chunks; }
   size_t chunks_at_once() const { return chunks_at_once_; }
   int64_t rows_per_band() const {
-    const int64_t row_bytes =
-        w_.tiles(p_.geo.Wo) * (features(1, 0).size() + gradient_size_) * static_cast<int64_t>(sizeof(T));
-    return w_.m * std::max<int64_t>(1, std::min(operand_bytes_ / row_bytes, p_.geo.N * w_.tiles(p_.geo.Ho)));
+    const int64_t across = w_.tiles(p_.geo.Wo),
+                  tile_bytes = (features(1, 0).size() + gradient_size_) * static_cast<int64_t>(sizeof(T));
+    const int64_t tiles = std::max(kTileRun, operand_bytes_ / tile_bytes);
+    return w_.m * std::max<int64_t>(1, std::min(tiles / across, p_.geo.N * w_.tiles(p_.geo.Ho)));
   }
   int64_t tile_count(const Band& band) const { return w_.tiles(band, p_.geo.Wo); }
   // Entries: operands of at most so many tiles, sums of a task.
@@ -86,21 +87,25 @@ class WinogradGradWeight {
     loaded_.emplace(this->features(tiles_.size(), first));
     parallel(tiles_.size(), [&](int64_t t, int64_t) { loaded_->load(features, tiles_[t], t, features_); });
   }
-  // Channels of a chunk against one panel: writes grads [taps * chunk, columns], with `sums` as scratch;
-  // where no tile counts `grads` stay, which are 0.
-  void multiply(const Panel& panel, size_t chunk, T* sums, T* grads) const {
-    if (tiles_.empty()) return;
+  // Channels of a chunk against one panel: sums (+)= their products.
+  void multiply(const Panel& panel, size_t chunk, T* sums, bool add) const {
     const WinogradChunk& c = input_.chunks[chunk];
     const WinogradOperand<T>& operand = loaded_->chunk(chunk);
-    const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
+    const int64_t columns = panel.vectors * kLanes<T>;
+    if (tiles_.empty() && !add) std::fill_n(sums, w_.size(c.padded, kWinogradRowPad) * columns, T(0));
     for (int64_t q = 0; q < w_.frequencies(); ++q)
       for (int64_t k = 0; k < w_.blocks_of(q); ++k) {
         const T* data = features_ + loaded_->place(panel.group, chunk) + operand.place(q) + k * c.padded;
         T* out = sums + (w_.frequency_offset(q, c.padded, kWinogradRowPad) + k * c.padded) * columns;
         product<T>(panel.vectors, c.size, {data, 1, operand.row(q)},
-                   {gradients(panel) + q * step(panel), 0, columns}, tiles_.size(), out, columns, false,
+                   {gradients(panel) + q * step(panel), 0, columns}, tiles_.size(), out, columns, add,
                    kTileRun);
       }
+  }
+  // From sums to gradients [taps * chunk, columns].
+  void finish(const Panel& panel, size_t chunk, const T* sums, T* grads) const {
+    const WinogradChunk& c = input_.chunks[chunk];
+    const int64_t columns = panel.vectors * kLanes<T>, kw = p_.geo.kw;
     const int64_t col = c.size * columns, row = kw * col;
     w_.each_residue([&](int64_t a, int64_t b) {
       const bool h = w_.shorter_h(a), v = w_.shorter_w(b);
