@@ -117,8 +117,9 @@ struct ForwardRows {
                ratios});
         }
     }
-    std::stable_sort(mixed.begin(), mixed.end(),
-                     [](const Mixed& a, const Mixed& b) { return a.key < b.key; });
+    std::stable_sort(mixed.begin(), mixed.end(), [](const Mixed& a, const Mixed& b) {
+      return a.key != b.key ? a.key < b.key : a.bits < b.bits;
+    });
     for (const Mixed& m : mixed)
       for (size_t k = 0; k < list.size(); ++k) {
         const T scale = m.ratios.scale(list[k]);
