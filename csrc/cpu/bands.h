@@ -3,6 +3,7 @@
 // leave through `write_panel`.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -84,6 +85,21 @@ static void load_channels(const Problem<T>& p, const Source& s, int up, int64_t 
   }
 }
 
+// Whether all values are finite and so small that none of Winograd's transforms overflows: they grow less
+// than 2^20-fold.
+template <class T>
+static bool moderate(const T* x, int64_t n) {
+  constexpr int32_t limit = (127 + 40) << 23;  // the bits of 2^40
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t bits;
+    memcpy(&bits, x + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest <= limit;
+}
+
 // Masked, padded features of one source for a band of output rows, [C / chunk][rows of all slices,
 // Wp][chunk]. Planes of few channels also keep neighbouring pixels out of each other's cache sets.
 template <class T>
@@ -140,6 +156,13 @@ struct FeatureBand {
       load_channels(p, source, up, stored[s].n, h >> up, c, chunk, width, scratch, row + g.pl * chunk, chunk);
     }
   }
+  bool moderate_row(size_t s, int64_t i) const {
+    const Geometry& g = view.g;
+    bool fits = true;
+    for (int64_t c = 0; c < g.C; c += chunk)
+      fits &= moderate(data + channel_offset(c) + offset[s] + i * g.Wp * chunk, g.Wp * chunk);
+    return fits;
+  }
 };
 
 constexpr int64_t kTileCacheBytes = 512 << 10;  // features and results of a band that one thread works on
@@ -159,16 +182,22 @@ static void each(bool threads, int64_t n, const F& f) {
     for (int64_t i = 0; i < n; ++i) f(i);
 }
 
+// Where `check`: whether all features are moderate.
 template <class T>
-static void load_features(const Problem<T>& p, const FeatureBand<T>& features, bool threads) {
+static bool load_features(const Problem<T>& p, const FeatureBand<T>& features, bool threads,
+                          bool check = false) {
   std::vector<std::pair<size_t, int64_t>> rows;
   for (size_t s = 0; s < features.stored.size(); ++s)
     for (int64_t i = 0; i < FeatureBand<T>::padded_rows(features.view, features.stored[s]); ++i)
       rows.emplace_back(s, i);
+  std::atomic<bool> fits{true};
   each(threads, rows.size(), [&](int64_t i) {
     thread_local std::vector<T> scratch;
-    features.load_row(p, rows[i].first, rows[i].second, scratch);
+    const auto [s, row] = rows[i];
+    features.load_row(p, s, row, scratch);
+    if (check && !features.moderate_row(s, row)) fits = false;
   });
+  return fits;
 }
 
 // The features of every source for one band, and the memory they need.

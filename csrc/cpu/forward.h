@@ -165,8 +165,8 @@ class Forward {
 
   LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {
     std::vector<FeatureBand<T>> features = make_features(p_, views_, band, chunk_, memory);
-    for (const FeatureBand<T>& source : features) load_features(p_, source, threads);
-    if (!dense_.empty() && !moderate(memory, features_size<T>(views_, band))) moderate_ = false;
+    for (const FeatureBand<T>& source : features)
+      if (!load_features(p_, source, threads, !dense_.empty())) moderate_ = false;
     ForwardRows<T> rows(p_, passes_, taps_, band, features, limit_);
     LoadedBand loaded{std::move(features), std::move(rows), {}, {}, {}};
     for (const WinogradForward<T>& part : dense_) {

@@ -154,7 +154,10 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
       const WeightBand<T> band(p, passes, panels, grad, bands[b], features, limit, true,
                                grad_sum ? channel_sums[0].data() : nullptr);
       if (!any) continue;
-      for (const FeatureBand<T>& source : features) load_features(p, source, true);
+      bool all_moderate = band.all_moderate;
+      for (const FeatureBand<T>& source : features)
+        all_moderate &= load_features(p, source, true, by_winograd);
+      if (by_winograd && !all_moderate) return false;
       // Chunks from the first-th on: `part` sums them, if there is one.
       const auto sum_chunks = [&](size_t first, size_t count, const WinogradGradWeight<T>* part,
                                   size_t first_of_part) {
@@ -176,8 +179,6 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
             if (wanted(branch)) unpack_chunk(branch, panel, chunk, mine, 1, !keep && b > 0, pack);
         });
       };
-      if (by_winograd && (!band.all_moderate || !moderate(as<T>(memory), features_size<T>(views, bands[b]))))
-        return false;
       size_t first = 0;
       for (WinogradGradWeight<T>& part : dense) {
         part.load_gradients(bands[b], band.factor, band.dense, as<T>(operands));

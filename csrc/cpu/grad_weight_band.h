@@ -2,6 +2,7 @@
 // over.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -64,35 +65,73 @@ struct WeightBand {
       passes[k].gradient = copies[k] = correction ? own : plain_gradients;
       if (correction) own += passes[k].rows * panels.columns;
     }
-    std::vector<char> fits(panels.list.size(), true);
-    each(threads, panels.list.size(), [&](int64_t i) {
-      const Panel& panel = panels.list[i];
+    for (const Panel& panel : panels.list) {
+      const int64_t columns = panel.vectors * kLanes<T>;
+      std::fill_n(plain_gradients + ((all + 1) * panel.column + all * columns), columns, T(0));
+    }
+    const std::vector<Piece> pieces = pieces_of(band, g.Wo);
+    const int64_t count = pieces.size();
+    std::vector<double> part_sums(sums ? count * panels.columns : 0, 0.0);
+    std::atomic<bool> fits{true};
+    each(threads, panels.list.size() * count, [&](int64_t i) {
+      const Panel& panel = panels.list[i / count];
+      const Piece& piece = pieces[i % count];
       const int64_t columns = panel.vectors * kLanes<T>, channel = panel.group * g.Og() + panel.first;
-      T* plain = plain_gradients + (all + 1) * panel.column;
+      T* const plain = plain_gradients + (all + 1) * panel.column;
+      if (columns > panel.width)
+        std::fill_n(plain + piece.begin * columns, (piece.end - piece.begin) * columns, T(0));
       std::vector<T> scratch;
-      T* row = plain;
-      if (columns > panel.width) std::fill_n(plain, all * columns, T(0));
-      std::fill_n(plain + all * columns, columns, T(0));
-      for (const Slice& s : band) {
-        load_gradient_rows(p, grad, s, channel, panel.width, scratch, row, columns);
-        row += s.rows() * g.Wo * columns;
-      }
-      if (sums) add_sums(plain, columns, panel.width, live, sums + channel);
+      load_gradient_rows(p, grad, piece.rows, channel, panel.width, scratch, plain + piece.begin * columns,
+                         columns);
+      if (sums)
+        add_sums(plain, columns, panel.width, live, piece,
+                 part_sums.data() + (i % count) * panels.columns + panel.column);
       for (size_t k = 0; k < list.size(); ++k)
-        for (size_t j = 0; j < corrections[k].pixel.size(); ++j)
-          scale_row(plain + corrections[k].pixel[j] * columns, corrections[k].scale[j], columns,
+        corrections[k].each_in(piece, [&](int32_t pixel, T scale, int64_t j) {
+          scale_row(plain + pixel * columns, scale, columns,
                     copies[k] + passes[k].rows * panel.column + j * columns);
-      for (size_t j = 0; j < cut.pixel.size(); ++j)
-        scale_row(plain + cut.pixel[j] * columns, cut.scale[j], columns, plain + cut.pixel[j] * columns);
-      if (limit > T(0)) fits[i] = clear_others(plain, columns);
+        });
+      cut.each_in(piece, [&](int32_t pixel, T scale, int64_t) {
+        scale_row(plain + pixel * columns, scale, columns, plain + pixel * columns);
+      });
+      if (limit > T(0) && !clear_others(plain, columns, piece)) fits = false;
     });
-    for (char panel_fits : fits) all_moderate &= panel_fits != 0;
+    all_moderate = fits;
+    for (const Panel& panel : panels.list)
+      for (int64_t i = 0; sums && i < count; ++i)
+        for (int64_t c = 0; c < panel.width; ++c)
+          sums[panel.group * g.Og() + panel.first + c] += part_sums[i * panels.columns + panel.column + c];
   }
 
  private:
+  // Rows of a slice that one task works on, and their pixels of the band.
+  struct Piece {
+    Slice rows;
+    int64_t begin, end;
+  };
+  static std::vector<Piece> pieces_of(const Band& band, int64_t Wo) {
+    const int64_t rows = std::max<int64_t>(1, 512 / Wo);
+    std::vector<Piece> pieces;
+    int64_t first = 0;
+    for (const Slice& s : band)
+      for (int64_t h = s.begin; h < s.end; h += rows) {
+        const Slice part{s.n, h, std::min(h + rows, s.end)};
+        pieces.push_back({part, first, first + part.rows() * Wo});
+        first = pieces.back().end;
+      }
+    return pieces;
+  }
+  // Pixels of the band in order.
   struct Scaled {
-    std::vector<int32_t> pixel;  // of the band
+    std::vector<int32_t> pixel;
     std::vector<T> scale;
+
+    template <class F>
+    void each_in(const Piece& piece, const F& body) const {
+      for (auto at = std::lower_bound(pixel.begin(), pixel.end(), piece.begin);
+           at != pixel.end() && *at < piece.end; ++at)
+        body(*at, scale[at - pixel.begin()], at - pixel.begin());
+    }
   };
 
   Buffer memory_;
@@ -102,10 +141,10 @@ struct WeightBand {
     return pass.kind != (limit > T(0) ? Pass::kWinograd : Pass::kAll);
   }
   // Pixels that take no part in Winograd's products; whether the others fit them.
-  bool clear_others(T* plain, int64_t columns) const {
-    for (size_t pixel = 0; pixel < factor.size(); ++pixel)
+  bool clear_others(T* plain, int64_t columns, const Piece& piece) const {
+    for (int64_t pixel = piece.begin; pixel < piece.end; ++pixel)
       if (factor[pixel] == T(0)) std::fill_n(plain + pixel * columns, columns, T(0));
-    return moderate(plain, static_cast<int64_t>(factor.size()) * columns);
+    return moderate(plain + piece.begin * columns, (piece.end - piece.begin) * columns);
   }
 
   // `live` are the pixels with a valid entry, `cut` those of them whose largest window is not whole.
@@ -183,13 +222,16 @@ struct WeightBand {
     for (int64_t c = 0; c < columns; c += kLanes<T>) store(to + c, scale * load(from + c));
   }
   static void add_sums(const T* plain, int64_t columns, int64_t width, const std::vector<PixelRange>& live,
-                       double* sums) {
-    constexpr int32_t kRun = 256;  // summed in T, then in double
-    for (const PixelRange& range : live)
-      for (int32_t i = range.begin; i < range.end; i += kRun)
+                       const Piece& piece, double* sums) {
+    constexpr int64_t kRun = 256;  // summed in T, then in double
+    auto range = std::partition_point(live.begin(), live.end(),
+                                      [&](const PixelRange& r) { return r.end <= piece.begin; });
+    for (; range != live.end() && range->begin < piece.end; ++range) {
+      const int64_t end = std::min<int64_t>(range->end, piece.end);
+      for (int64_t i = std::max<int64_t>(range->begin, piece.begin); i < end; i += kRun)
         for (int64_t c = 0; c < columns; c += kLanes<T>) {
           const T* at = plain + i * columns + c;
-          const int64_t n = std::min(range.end - i, kRun);
+          const int64_t n = std::min(end - i, kRun);
           Vec<T> part[4] = {};  // so that one addition need not wait for the other
           for (int64_t j = 0; j < n / 4; ++j, at += 4 * columns)
 #pragma GCC unroll 4
@@ -198,6 +240,7 @@ struct WeightBand {
           const Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
           for (int64_t l = 0; l < std::min(kLanes<T>, width - c); ++l) sums[c + l] += sum[l];
         }
+    }
   }
 };
 

@@ -102,20 +102,6 @@ struct Winograd {
   int64_t meeting(int64_t point, bool shorter) const { return stride - (shorter && point == n - 1); }
 };
 
-// Whether all values are finite and so small that no transform overflows: they grow less than 2^20-fold.
-template <class T>
-static bool moderate(const T* x, int64_t n) {
-  constexpr int32_t limit = (127 + 40) << 23;  // the bits of 2^40
-  int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    int32_t bits;
-    memcpy(&bits, x + i, sizeof(bits));
-    bits &= 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest <= limit;
-}
-
 constexpr int64_t kWinogradRowPad = 3;  // rows of packed weights after each frequency
 constexpr int64_t kMergedChannels =
     16;  // merged and transformed at a time, while they stay in the second cache
