@@ -150,15 +150,14 @@ class Forward {
       return split_panels_ ? rows_per_band(kSharedBandBytes, row_bytes(), g_.N * g_.Ho, 1)
                            : rows_per_band(kTileCacheBytes, row_bytes(), g_.N * g_.Ho, threads_);
     // Of squares as large as the largest tile.
-    int64_t entries = 0, most_products = 0, least = 1;
+    int64_t entries = 0, most_products = 0;
     for (const WinogradForward<T>& part : dense_) {
       const int64_t tiles = rows_at_once_ * rows_at_once_ / (part.m() * part.m());
       entries += part.features(tiles).size();
       most_products = std::max(most_products, tiles * part.product_size());
-      least = std::max(least, tiles);
     }
     const auto squares = [&](int64_t size) { return (size + rows_at_once_ - 1) / rows_at_once_; };
-    return rows_at_once_ * winograd_rows_per_band(g_.N * squares(g_.Ho), squares(g_.Wo),
+    return rows_at_once_ * winograd_rows_per_band(g_.N, squares(g_.Ho), squares(g_.Wo),
                                                   (entries + most_products) * sizeof(T), split_panels_,
                                                   threads_, dense_.size() > 1 ? 32 : kTilesOfVisit);
   }

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "isa.h"
@@ -125,6 +126,7 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
   T* rows = scratch.sized(step * taps * (columns + panel.width));
   T* out = rows + step * taps * columns;
   std::vector<bool> seen(taps);
+  Vec<T> products[kPanel<T>];  // of weights and gradients, summed over the chunk
   for (int64_t c = 0; c < chunk; c += step) {
     const int64_t cn = std::min(step, chunk - c), n = cn * taps;
     std::fill(seen.begin(), seen.end(), false);
@@ -148,19 +150,24 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
       const T* v = out + o * n;
       if (grad_scale) {
         const T* w = b.weight + at;
-        Vec<T> sum{};
+        Vec<T> sum{}, last_w{}, last_v{};
         int64_t i = 0;
         for (; i + kLanes<T> <= n; i += kLanes<T>) sum += load(w + i) * load(v + i);
-        double rest = 0;
-        for (; i < n; ++i) rest += static_cast<double>(w[i]) * v[i];
-        for (int64_t l = 0; l < kLanes<T>; ++l) rest += sum[l];
-        grad_scale[o] += rest;
+        memcpy(&last_w, w + i, (n - i) * sizeof(T));
+        memcpy(&last_v, v + i, (n - i) * sizeof(T));
+        sum += last_w * last_v;
+        products[o] = c == 0 ? sum : products[o] + sum;
       }
       if (grad_weight) {
         const T a = b.scale ? b.scale[o0 + o] : T(1);
         for (int64_t i = 0; i < n; ++i) grad_weight[at + i] = add ? grad_weight[at + i] + a * v[i] : a * v[i];
       }
     }
+  }
+  for (int64_t o = 0; grad_scale && o < panel.width; ++o) {
+    double sum = 0;
+    for (int64_t l = 0; l < kLanes<T>; ++l) sum += products[o][l];
+    grad_scale[o] += sum;
   }
 }
 

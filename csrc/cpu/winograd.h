@@ -134,14 +134,20 @@ static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels) {
   return channel_chunk<T>(channels, kChunkBytes / (w.blocks() * kPanel<T> * static_cast<int64_t>(sizeof(T))));
 }
 
-// Rows of tiles, of `down` in all, that one visit works on. Packed weights are read once a visit, and beyond
-// some dozens of tiles that costs less than operands that leave the second cache.
+// Rows of tiles, of `down` in each image, that one visit works on. Packed weights are read once a visit, and
+// beyond some dozens of tiles that costs less than operands that leave the second cache.
 constexpr int64_t kTilesOfVisit = 48;
-static int64_t winograd_rows_per_band(int64_t down, int64_t across, int64_t tile_bytes, bool shared,
-                                      int64_t threads, int64_t least = kTilesOfVisit) {
-  if (shared) return std::max<int64_t>(1, std::min(down, kSharedBandBytes / (across * tile_bytes)));
+static int64_t winograd_rows_per_band(int64_t images, int64_t down, int64_t across, int64_t tile_bytes,
+                                      bool shared, int64_t threads, int64_t least = kTilesOfVisit) {
+  const int64_t all = images * down;
+  if (shared) return std::max<int64_t>(1, std::min(all, kSharedBandBytes / (across * tile_bytes)));
   const int64_t tiles = std::max<int64_t>(least, (1 << 20) / tile_bytes);
-  return std::max<int64_t>(1, std::min((tiles + across - 1) / across, (down + threads - 1) / threads));
+  const int64_t rows =
+      std::max<int64_t>(1, std::min((tiles + across - 1) / across, (all + threads - 1) / threads));
+  if (rows >= down) return rows;
+  // Bands of an image alike; fewer than that many where threads stay busy all the same.
+  const int64_t bands = images % threads == 0 ? (down + rows / 2) / rows : (down + rows - 1) / rows;
+  return (down + bands - 1) / bands;
 }
 
 // One operand of a product, a chunk of channels of some tiles: [frequency][tile][residue, channel] where the

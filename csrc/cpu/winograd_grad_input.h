@@ -53,7 +53,7 @@ class WinogradGradInput {
   int64_t product_size(int64_t tiles) const { return tiles * product_size_; }
 
   int64_t tile_rows_per_band(bool shared, int64_t threads) const {
-    return winograd_rows_per_band(p_.geo.N * rows_.tiles->count(rows_.size), cols_.tiles->count(cols_.size),
+    return winograd_rows_per_band(p_.geo.N, rows_.tiles->count(rows_.size), cols_.tiles->count(cols_.size),
                                   (operand_size(1) + product_size(1)) * sizeof(T), shared, threads);
   }
   int64_t tile_count(const Slice& s) const {
