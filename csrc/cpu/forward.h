@@ -328,8 +328,10 @@ static void forward(const Problem<T>& p, const T* bias, Target out) {
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
   if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);
   const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);
-  if (w && p.prepacked.data && forward_prepacked(p, bias, out, w)) return;
   const std::vector<WinogradPart<T>> parts = winograd_parts(p, w, true);
+  // A map that is read where it is stored saves more than its packing costs.
+  const bool stored = !parts.empty() && parts.front().w.f->upsampled();
+  if (w && !stored && p.prepacked.data && forward_prepacked(p, bias, out, w)) return;
   if (!parts.empty() && Forward<T>(p, bias, out, parts).run()) return;
   Forward<T>(p, bias, out, {}).run();
 }

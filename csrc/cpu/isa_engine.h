@@ -15,6 +15,7 @@
 #include "winograd_forward.h"
 #include "forward_dots.h"
 #include "forward_few_outputs.h"
+#include "forward_rows.h"
 #include "forward.h"
 #include "prepacked.h"
 #include "grad_input_axis.h"

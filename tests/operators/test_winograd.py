@@ -102,6 +102,32 @@ def test_upcat(mask_low, mask_skip):
     check("upcat_partial_conv2d", args, thin[0] if thin else mask_low)
 
 
+@pytest.mark.parametrize("shape", ["weights outweigh", "features outweigh", "several bands"])
+@pytest.mark.parametrize(
+    "masks", [("none", "none"), ("rectangle", "random"), ("few", "holes"), ("none", "sparse")]
+)
+def test_upcat_of_many_tiles(masks, shape):
+    """A map of an even size whose taps fall on stored pixels, in tiles of 8 x 8: no size is a multiple of them."""
+    low, c_skip, c_out = {
+        "weights outweigh": ((2, 40, 18, 22), 24, 136),
+        "features outweigh": ((3, 16, 17, 21), 40, 24),
+        "several bands": ((1, 24, 70, 67), 16, 40),
+    }[shape]
+    size, relu = (2 * low[2], 2 * low[3]), shape.startswith("features")
+    args = case("upcat_partial_conv2d", low, c_skip, size, c_out, 3, masks=masks, relu=relu)
+    check("upcat_partial_conv2d", args, next((mask for mask in masks if mask in THIN), masks[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask", ["rectangle", "none"])
+def test_upcat_of_many_tiles_by_layout(mask, dtype):
+    args = case("upcat_partial_conv2d", (2, 24, 18, 22), 16, (36, 44), 32, masks=(mask, mask), dtype=dtype)
+    for name in ("x_low", "skip"):
+        args[name] = laid_out(args[name], "channels_last")
+    limit = limit_of(args) if dtype == torch.float32 else None
+    check_against_reference("upcat_partial_conv2d", "cpu", args, grad_layout="channels_last", limit=limit)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("mask", ["none", "rectangle", "few"])
 def test_dtypes(mask, dtype):

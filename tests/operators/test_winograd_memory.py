@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 import pconv_ext
 
 #: Channels, outputs and size of the layers, and what forward and backward may allocate beside results, in
-#: bytes of a batch of 2 with its output: 1.3 to 1.8 times what AVX-512 takes with 2 threads, so that twice as
-#: much fails, and twice its largest part. Layer 1 goes the direct way. Most of layer 2's is 20 MB of tiles
-#: for the weights' gradient.
-LAYERS = {"msfef1": (3, 64, 256, 0.2, 0.5), "msfef2": (64, 128, 128, 1.3, 3.6)}
+#: bytes of a batch of 2 with its output: 1.4 to 1.6 times what AVX-512 takes with 2 threads, so that twice as
+#: much fails, and twice its largest part. Layer 1 goes the direct way. Most of layer 2's are the tiles of a
+#: visit of each thread, and in the backward the sums of the weights' gradient.
+LAYERS = {"msfef1": (3, 64, 256, 0.2, 0.4), "msfef2": (64, 128, 128, 2.2, 2.6)}
 
 
 def peak(step):
