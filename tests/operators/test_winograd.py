@@ -107,7 +107,7 @@ def test_upcat(mask_low, mask_skip):
     "masks", [("none", "none"), ("rectangle", "random"), ("few", "holes"), ("none", "sparse")]
 )
 def test_upcat_of_many_tiles(masks, shape):
-    """A map of an even size whose taps fall on stored pixels, in tiles of 8 x 8: no size is a multiple of them."""
+    """Even sizes: taps fall on stored pixels, in tiles of 8 x 8, of which no size is a multiple."""
     low, c_skip, c_out = {
         "weights outweigh": ((2, 40, 18, 22), 24, 136),
         "features outweigh": ((3, 16, 17, 21), 40, 24),
