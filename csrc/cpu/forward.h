@@ -117,13 +117,15 @@ class Forward {
     size_t part;
     const WinogradChunk* winograd;  // of the part, null where all is direct
   };
+  struct LoadedPart {
+    std::vector<WinogradTile> tiles;
+    WinogradFeatures<T> features;
+    T* operand;
+  };
   struct LoadedBand {
     std::vector<FeatureBand<T>> features;
     ForwardRows<T> rows;
-    // Of each part.
-    std::vector<std::vector<WinogradTile>> tiles;
-    std::vector<WinogradFeatures<T>> dense;
-    std::vector<T*> operands;
+    std::vector<LoadedPart> parts;
   };
   // Where the weights outweigh the features each thread packs and uses panels of its own over one shared
   // band; else the packed weights are shared and each thread takes bands.
@@ -157,9 +159,9 @@ class Forward {
       most_products = std::max(most_products, tiles * part.product_size());
     }
     const auto squares = [&](int64_t size) { return (size + rows_at_once_ - 1) / rows_at_once_; };
-    return rows_at_once_ * winograd_rows_per_band(g_.N, squares(g_.Ho), squares(g_.Wo),
-                                                  (entries + most_products) * sizeof(T), split_panels_,
-                                                  threads_, dense_.size() > 1 ? 32 : kTilesOfVisit);
+    return rows_at_once_ * winograd_rows_per_band(
+                               g_.N, squares(g_.Ho), squares(g_.Wo), (entries + most_products) * sizeof(T),
+                               split_panels_, threads_, dense_.size() > 1 ? kSquaresOfVisit : kTilesOfVisit);
   }
 
   LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {
@@ -167,15 +169,14 @@ class Forward {
     for (const FeatureBand<T>& source : features)
       if (!load_features(p_, source, threads, !dense_.empty())) moderate_ = false;
     ForwardRows<T> rows(p_, passes_, taps_, band, features, limit_);
-    LoadedBand loaded{std::move(features), std::move(rows), {}, {}, {}};
+    LoadedBand loaded{std::move(features), std::move(rows), {}};
     for (const WinogradForward<T>& part : dense_) {
-      loaded.tiles.push_back(part.tiles(band, loaded.rows.factor));
-      const std::vector<WinogradTile>& tiles = loaded.tiles.back();
-      loaded.dense.push_back(part.features(tiles.size()));
-      loaded.operands.push_back(operand);
+      const std::vector<WinogradTile> tiles = part.tiles(band, loaded.rows.factor);
+      loaded.parts.push_back({tiles, part.features(tiles.size()), operand});
+      const LoadedPart& at = loaded.parts.back();
       each(threads, tiles.size(),
-           [&](int64_t i) { loaded.dense.back().load(loaded.features, tiles[i], i, operand); });
-      operand += loaded.dense.back().size();
+           [&](int64_t i) { at.features.load(loaded.features, at.tiles[i], i, operand); });
+      operand += at.features.size();
     }
     return loaded;
   }
@@ -206,11 +207,11 @@ class Forward {
     const Chunk& at = chunks_[chunk];
     if (at.winograd) {
       const WinogradForward<T>& part = dense_[at.part];
-      const std::vector<WinogradTile>& tiles = loaded.tiles[at.part];
-      part.multiply(panel, *at.winograd, tiles.size(), loaded.dense[at.part], loaded.operands[at.part],
-                    from.winograd, products);
+      const LoadedPart& with = loaded.parts[at.part];
+      part.multiply(panel, *at.winograd, with.tiles.size(), with.features, with.operand, from.winograd,
+                    products);
       if (chunk + 1 == chunks_.size() || chunks_[chunk + 1].part != at.part)
-        part.finish(panel, band, tiles, loaded.rows.factor, products, results);
+        part.finish(panel, band, with.tiles, loaded.rows.factor, products, results);
     }
     const int64_t offset =
         loaded.features[at.source].channel_offset(panel.group * views_[at.source].g.Cg() + at.c);

@@ -136,7 +136,7 @@ static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels) {
 
 // Rows of tiles, of `down` in each image, that one visit works on. Packed weights are read once a visit, and
 // beyond some dozens of tiles that costs less than operands that leave the second cache.
-constexpr int64_t kTilesOfVisit = 48;
+constexpr int64_t kTilesOfVisit = 48, kSquaresOfVisit = 32;  // squares: of parts with tiles of two sizes
 static int64_t winograd_rows_per_band(int64_t images, int64_t down, int64_t across, int64_t tile_bytes,
                                       bool shared, int64_t threads, int64_t least = kTilesOfVisit) {
   const int64_t all = images * down;
