@@ -173,10 +173,10 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
   return passes;
 }
 
-// The largest ratio in Winograd's products: above those of the corners of an image, 49/16 for 7x7 with
-// stride 2.
+// The largest ratio in Winograd's products: that of a 3x3 window with a row left, below that of the corners of
+// an image under 7x7 with stride 2, 49/16, where the error was largest.
 template <class T>
-constexpr T kRatioLimit = T(3.1);
+constexpr T kRatioLimit = T(3);
 
 // Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to
 // add. A pixel with a ratio above `limit` takes no part in Winograd's products, whose error it would amplify:
