@@ -173,8 +173,8 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
   return passes;
 }
 
-// The largest ratio in Winograd's products: that of a 3x3 window with a row left, below that of the corners of
-// an image under 7x7 with stride 2, 49/16, where the error was largest.
+// The largest ratio in Winograd's products: that of a 3x3 window with a row left, below that of the corners
+// of an image under 7x7 with stride 2, 49/16, where the error was largest.
 template <class T>
 constexpr T kRatioLimit = T(3);
 
