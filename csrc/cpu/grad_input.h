@@ -51,7 +51,7 @@ class GradInput {
         view_(view),
         source_(source),
         out_(out),
-        limit_(w ? kRatioLimit<T> : T(0)),
+        limit_(w ? kRatioLimitOfInput<T> : T(0)),
         threads_(thread_count()),
         rows_(source.up, source.H, g_.Ho, g_.kh, g_.sh, g_.dh, g_.pt),
         cols_(source.up, source.W, g_.Wo, g_.kw, g_.sw, g_.dw, g_.pl),

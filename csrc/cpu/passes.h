@@ -174,9 +174,12 @@ static std::vector<Pass> make_passes(const Problem<T>& p, const std::vector<View
 }
 
 // The largest ratio in Winograd's products: that of a 3x3 window with a row left, below that of the corners
-// of an image under 7x7 with stride 2, 49/16, where the error was largest.
+// of an image under 7x7 with stride 2, 49/16, where the error of outputs was largest. The gradient of the
+// input, where a corner is one window of many, keeps those.
 template <class T>
 constexpr T kRatioLimit = T(3);
+template <class T>
+constexpr T kRatioLimitOfInput = T(3.1);
 
 // Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to
 // add. A pixel with a ratio above `limit` takes no part in Winograd's products, whose error it would amplify:

@@ -207,7 +207,7 @@ static std::optional<Winograd<T>> choose_winograd(const Geometry& g, int64_t cha
     if (g.sh != g.sw || g.sh > 2 || g.dh != 1 || g.dw != 1 || residue(g.kh) != residue(g.kw)) return {};
     if (g.Og() < kLeastChannels || channels / g.groups < kLeastChannels) return {};
     // Weights are packed once, at the price of so many tiles.
-    constexpr int64_t kPacking = 8;
+    constexpr int64_t kPacking = 14;
     const int64_t direct = (g.N * g.Ho * g.Wo + kPacking) * g.kh * g.kw;
     std::optional<Winograd<T>> best;
     int64_t cost = direct * 85 / 100;
