@@ -159,9 +159,9 @@ class Forward {
       most_products = std::max(most_products, tiles * part.product_size());
     }
     const auto squares = [&](int64_t size) { return (size + rows_at_once_ - 1) / rows_at_once_; };
-    return rows_at_once_ * winograd_rows_per_band(
-                               g_.N, squares(g_.Ho), squares(g_.Wo), (entries + most_products) * sizeof(T),
-                               split_panels_, threads_, dense_.size() > 1 ? kSquaresOfVisit : kTilesOfVisit);
+    return rows_at_once_ * winograd_rows_per_band(g_.N, squares(g_.Ho), squares(g_.Wo),
+                                                  (entries + most_products) * sizeof(T), split_panels_,
+                                                  threads_);
   }
 
   LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {

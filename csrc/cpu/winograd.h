@@ -136,12 +136,12 @@ static int64_t winograd_chunk(const Winograd<T>& w, int64_t channels) {
 
 // Rows of tiles, of `down` in each image, that one visit works on. Packed weights are read once a visit, and
 // beyond some dozens of tiles that costs less than operands that leave the second cache.
-constexpr int64_t kTilesOfVisit = 48, kSquaresOfVisit = 32;  // squares: of parts with tiles of two sizes
+constexpr int64_t kTilesOfVisit = 32;
 static int64_t winograd_rows_per_band(int64_t images, int64_t down, int64_t across, int64_t tile_bytes,
-                                      bool shared, int64_t threads, int64_t least = kTilesOfVisit) {
+                                      bool shared, int64_t threads) {
   const int64_t all = images * down;
   if (shared) return std::max<int64_t>(1, std::min(all, kSharedBandBytes / (across * tile_bytes)));
-  const int64_t tiles = std::max<int64_t>(least, (1 << 20) / tile_bytes);
+  const int64_t tiles = std::max<int64_t>(kTilesOfVisit, (1 << 20) / tile_bytes);
   const int64_t rows =
       std::max<int64_t>(1, std::min((tiles + across - 1) / across, (all + threads - 1) / threads));
   if (rows >= down) return rows;
