@@ -80,8 +80,9 @@ struct Operand {
 
 // Sums for Winograd's transforms, which amplify rounding errors: chains of products, which are summed in a
 // run, and runs in C. The error of one long chain would grow with its length. Sums of fewer rows than
-// elsewhere stay in registers beside the chain where there are 32.
-constexpr int64_t kChain = 8, kRun = 256;
+// elsewhere stay in registers beside the chain where there are 32; else they cost something, and chains are
+// longer.
+constexpr int64_t kChain = PCONV_VECTOR_BYTES == 64 ? 8 : 16, kRun = 256;
 constexpr int kProductRows = PCONV_VECTOR_BYTES == 64 ? 3 : 6;
 
 // One run: C [MR][NV vectors], rows `ldc` apart, (=|+=) A [MR][n] B [n][NV vectors].
