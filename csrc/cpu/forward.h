@@ -240,7 +240,7 @@ class Forward {
     return {direct, dense_[at.part].part(panel, *at.winograd, winograd)};
   }
   int64_t result_size() const { return (pixels_ + 1) * kPanel<T>; }
-  int64_t merged_size() const { return dense_.empty() ? 0 : kMergedChannels * g_.kh * g_.kw * kPanel<T>; }
+  int64_t merged_size() const { return dense_.empty() ? 0 : dense_.front().merged_size(); }
 
   void run_shared(const Band& band) {
     const int64_t direct_rows = prepacked_ ? 0 : layout_.rows;

@@ -56,7 +56,7 @@ class WinogradGradWeight {
     int64_t most = 0;
     for (size_t c = 0; c < chunks().size(); c += chunks_at_once_)
       most = std::max(most, features(tiles, c).size());
-    return most + w_.frequencies() * (tiles * panels_.columns + panels_.list.size() * kLanes<T>);
+    return most + gradient_place(panels_.columns, panels_.list.size());
   }
   int64_t sum_size() const { return input_.largest_rows * kPanel<T>; }
 
@@ -64,7 +64,7 @@ class WinogradGradWeight {
   void load_gradients(const Band& band, const std::vector<T>& factor, const T* gradient, T* memory) {
     tiles_ = winograd_tiles(band, w_.m, p_.geo.Wo, factor);
     gradients_ = memory;
-    features_ = memory + w_.frequencies() * (most_tiles_ * panels_.columns + panels_.list.size() * kLanes<T>);
+    features_ = memory + gradient_place(panels_.columns, panels_.list.size());
     const int64_t pixels = factor.size();
     parallel(tiles_.size(), [&](int64_t t, int64_t) {
       const WinogradTile& tile = tiles_[t];
@@ -125,8 +125,10 @@ class WinogradGradWeight {
   }
   // Gradients of a panel, [frequency][tile][columns], and the entries from one frequency to the next.
   int64_t step(const Panel& panel) const { return (most_tiles_ * panel.vectors + 1) * kLanes<T>; }
-  T* gradients(const Panel& panel) const {
-    return gradients_ + w_.frequencies() * (most_tiles_ * panel.column + panel.index * kLanes<T>);
+  T* gradients(const Panel& panel) const { return gradients_ + gradient_place(panel.column, panel.index); }
+  // Entries of so many panels, with columns in all.
+  int64_t gradient_place(int64_t columns, int64_t panels) const {
+    return w_.frequencies() * (most_tiles_ * columns + panels * kLanes<T>);
   }
 
   const Problem<T>& p_;
