@@ -57,20 +57,35 @@ class PictureDataset(Dataset[Tensor]):
         user = "PictureDataset"
         require(user, "PIL.Image")
         self.collection = collection
-        self.height, self.width = _pair(user, size)
         choice(user, "crop", crop, ("center", "random", "none"))
         self.crop = crop
         interval(user, "scale", *_ends(user, "scale", scale), "0 < low <= high <= 1", (1e-6, 1))
         interval(user, "ratio", *_ends(user, "ratio", ratio), "0 < low <= high", (1e-6, math.inf))
         self.scale, self.ratio = scale, ratio
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
-        # In shared memory, so that workers, also persistent ones, see a new epoch and what others reported.
+        # In shared memory, so that workers, also persistent ones, see a new epoch or size and what others
+        # reported.
+        self._size = torch.tensor(_pair(user, size)).share_memory_()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(collection), dtype=torch.bool).share_memory_()
         self._load(0)
 
     def __len__(self) -> int:
         return len(self.collection)
+
+    @property
+    def height(self) -> int:
+        """Of the items, in pixels."""
+        return int(self._size[0])
+
+    @property
+    def width(self) -> int:
+        """Of the items, in pixels."""
+        return int(self._size[1])
+
+    def set_size(self, size: int | Sequence[int]) -> None:
+        """Choose another size of the items, before a loader is iterated over; its workers see it."""
+        self._size.copy_(torch.tensor(_pair("PictureDataset.set_size", size)))
 
     @property
     def epoch(self) -> int:
@@ -145,9 +160,9 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pictures: have the sizes and the epoch.
-        holes: "rectangle", as the paper trains with; a bin (low, high) of hole ratios, such as one of
-            `pconv_ext.masks.BINS`, for irregular strokes; or a `pconv_ext.masks.MaskFolder`, from which masks
-            are drawn at random and scaled to the pictures.
+        holes: "rectangle", as the paper trains with; "mixed", see `pconv_ext.masks.mixed`; a bin (low, high)
+            of hole ratios, such as one of `pconv_ext.masks.BINS`, for irregular strokes; or a
+            `pconv_ext.masks.MaskFolder`, from which masks are drawn at random and scaled to the pictures.
         fixed: a picture keeps its mask in all epochs. By default True for a bin, which is for evaluation,
             else False.
         seed: of the masks, in [0, 2**64).
@@ -172,7 +187,7 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
         self.count = integer(user, "count", count, 1)
         if isinstance(holes, str):
-            choice(user, "holes", holes, ("rectangle",))
+            choice(user, "holes", holes, ("rectangle", "mixed"))
         elif not isinstance(holes, masks.MaskFolder):
             holes = _ends(user, "holes", holes)
         self.holes = holes
@@ -201,7 +216,8 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
             return self._from_folder(self.holes, draw, height, width)
         if isinstance(self.holes, tuple):
             return masks.irregular(height, width, *self.holes, self.seed, draw)
-        return masks.rectangle(height, width, self.seed, draw, count=self.count)
+        make = masks.mixed if self.holes == "mixed" else masks.rectangle
+        return make(height, width, self.seed, draw, count=self.count)
 
     def _from_folder(self, folder: masks.MaskFolder, draw: int, height: int, width: int) -> Tensor:
         """A mask at random or, if it is unreadable, the first readable one after it."""

@@ -32,11 +32,11 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
         ImportError: Pillow, torchvision or what it reads a data set with is missing.
     """
     train, val = _collections(config)
-    holes: str | tuple[float, float] | masks.MaskFolder = "rectangle"
+    holes: str | tuple[float, float] | masks.MaskFolder
     if config.masks is not None:
         holes = masks.MaskFolder(config.masks, holes="white" if config.invert_mask else "black")
-    elif config.holes == "irregular":
-        holes = _IRREGULAR
+    else:
+        holes = _IRREGULAR if config.holes == "irregular" else config.holes
     made = []
     for collection, crop, fixed in ((train, config.crop, False), (val, "center", True)):
         pictures = PictureDataset(collection, config.size, crop=crop, seed=config.seed)
@@ -116,33 +116,41 @@ class Batches:
 
     Attributes:
         epoch: whose order it is.
+        batch_size: of that epoch.
         start: how many batches of the next iteration to pass over; set back to 0 by it.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, processes: int = 1, rank: int = 0) -> None:
-        if batch_size % processes:
-            raise ValueError(
-                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
-                f"{processes}"
-            )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.processes, self.rank = processes, rank
         self.epoch = 0
         self.start = 0
-        full, last = divmod(length, batch_size)
-        self._count = full + (last // processes > 1)
-        if self._count == 0:
+        self.check(batch_size)
+
+    def check(self, batch_size: int) -> None:
+        """ValueError unless batches of this size can be divided among the processes, and there is one."""
+        if batch_size % self.processes:
             raise ValueError(
-                f"{length} pictures make no batch of at least 2 for each of {processes} processes"
+                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
+                f"{self.processes}"
+            )
+        if self.count(batch_size) == 0:
+            raise ValueError(
+                f"{self.length} pictures make no batch of at least 2 for each of {self.processes} processes"
             )
 
+    def count(self, batch_size: int) -> int:
+        """How many batches of this size an epoch has."""
+        full, last = divmod(self.length, batch_size)
+        return full + (last // self.processes > 1)
+
     def __len__(self) -> int:
-        return self._count
+        return self.count(self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = generator(Stream.ORDER, self.seed, self.epoch).permutation(self.length)
         first, self.start = self.start, 0
-        for step in range(first, self._count):
+        for step in range(first, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share].tolist()

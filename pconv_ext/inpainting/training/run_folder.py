@@ -16,7 +16,7 @@ from ..model import InpaintingNet
 
 STATE = "state.pt"
 _FORMAT = 1
-_PARTS = {"config", "net", "optimizer", "pictures", "progress", "random", "scheduler"}
+_PARTS = {"config", "mean", "net", "optimizer", "pictures", "progress", "random", "scheduler"}
 
 
 class RunFolder:
@@ -56,7 +56,7 @@ class RunFolder:
         if best:
             save_net(net, self.root / BEST, summary)
         stream = io.BytesIO()
-        torch.save({"pconv_ext": _FORMAT, "net": net.state_dict(), **state}, stream)
+        torch.save({"pconv_ext": _FORMAT, **state}, stream)
         write_atomically(self.root / STATE, stream.getvalue())
 
     def load(self) -> dict[str, Any]:

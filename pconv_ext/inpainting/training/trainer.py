@@ -9,16 +9,20 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
-from .._arguments import named
+from .._arguments import about, named
+from ..checkpoint import load_net
 from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
+from .optimizing import Scheduler, running_mean, scheduler
+from .phases import Phase, phase_of
 from .pictures import Batches, Validation, datasets
 from .processes import Processes
 from .reports import Report
@@ -39,7 +43,7 @@ class Progress:
     Attributes:
         epoch: finished epochs.
         step: finished steps of the epoch in progress.
-        best: lowest validation loss so far.
+        best: lowest validation loss so far, of this phase.
         sums: of the loss terms over the steps of this epoch, float64.
         history: one dict for each finished epoch.
     """
@@ -81,33 +85,28 @@ class Trainer:
         self.pictures = {"train": len(train), "val": len(val)}
         self.batches = Batches(len(train), config.batch_size, config.seed, group.size, group.rank)
         self.loader = _loader(train, self.batches, workers, group.device)
-        self.train_set = train
-        shares = [
-            list(range(first, min(first + config.batch_size, len(val))))[group.rank :: group.size]
-            for first in range(0, len(val), config.batch_size)
-        ]
-        self.val_loader = _loader(
-            Validation(val), [share for share in shares if share], workers, group.device
-        )
-
-        weights = config.to_dict()["weights"]
-        self.loss = InpaintingLoss(load_vgg16(config.vgg16) if needs_vgg16(weights) else None, weights)
-        self.terms = [*self.loss.weights, "total"]
+        self.train_set, self.val_set = train, val
+        self.val_batches: list[list[int]] = []
+        self.val_loader = _loader(Validation(val), self.val_batches, workers, group.device)
+        phases = [phase_of(config, epoch) for epoch in range(config.epochs)]
+        for phase in phases:
+            self.batches.check(phase.batch_size)
+        self.vgg16 = load_vgg16(config.vgg16) if any(needs_vgg16(p.weights) for p in phases) else None
         torch.manual_seed(config.seed)
-        self.net = InpaintingNet(**config.net, backend=backend)
-        self.loss.to(group.device)
-        self.net.to(group.device)
+        self.net = InpaintingNet(**config.net, backend=backend).to(group.device)
+        if config.start is not None and state is None:
+            _begin_with(self.net, config.start)
         if group.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            for module in (self.net, self.loss):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean = running_mean(self.net, config.ema) if config.ema else None
         self.parallel = group.wrap(self.net, sync_batchnorm=config.sync_batchnorm)
         self.optimizer = torch.optim.Adam(
             self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, patience=config.patience, factor=config.factor
-        )
+        self.scheduler = self._scheduler()
+        self.phase = Phase(-1, 0, 0, 0, {})
+        self._enter(state["progress"]["epoch"] if state is not None else 0)
         self.progress = Progress(0, 0, math.inf, self._zeros(), [])
         self.resumed = state is not None
         if state is not None:
@@ -127,11 +126,10 @@ class Trainer:
             DivergedError: a loss or weight is not finite; the checkpoint is the last good one.
             OSError: a checkpoint cannot be written.
         """
-        steps, root = len(self.batches), self.folder.root
-        done = self.progress.epoch * steps + self.progress.step
+        root, done = self.folder.root, self._steps_before(self.progress.epoch) + self.progress.step
         with (
             _stop_flag(loud=self.group.first) as stop,
-            Report(self.config, root, steps, done, first=self.group.first) as report,
+            Report(self.config, root, done, finished=self.finished, first=self.group.first) as report,
         ):
             if not self.resumed:
                 self.save(best=False)
@@ -143,10 +141,12 @@ class Trainer:
     def _epoch(self, stop: threading.Event, report: Report) -> bool:
         """The rest of the epoch in progress; False where it was interrupted."""
         progress = self.progress
+        self._enter(progress.epoch)
         self.train_set.set_epoch(progress.epoch)
         self.batches.epoch, self.batches.start = progress.epoch, progress.step
         self.parallel.train()
-        report.begin(progress.epoch, progress.step)
+        before = self._steps_before(progress.epoch)
+        report.begin(progress.epoch, progress.step, len(self.batches), before, self.phase.batch_size)
         for image, mask in self.loader if progress.step < len(self.batches) else ():
             progress.sums += self._step(image, mask)
             progress.step += 1
@@ -171,7 +171,13 @@ class Trainer:
         with self._autocast():
             terms = self.loss(self.parallel(image, mask), image, mask)
         terms["total"].backward()
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
         self.optimizer.step()
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.net)
         return self._stack(terms)
 
     def _agree(self, stop: threading.Event) -> tuple[dict[str, float], bool]:
@@ -195,20 +201,22 @@ class Trainer:
         train, _ = self._agree(threading.Event())
         val, shown = self._validate()
         lr = self.optimizer.param_groups[0]["lr"]
-        self.scheduler.step(val["total"])
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(val["total"])
         best = val["total"] < progress.best
         progress.history.append({"epoch": progress.epoch + 1, "lr": lr, "train": train, "val": val})
         report.end(progress.history[-1], shown)
-        self.progress = Progress(
-            progress.epoch + 1, 0, min(progress.best, val["total"]), self._zeros(), progress.history
-        )
+        lowest = min(progress.best, val["total"])
+        if self._enter(progress.epoch + 1):  # losses of another phase say nothing about those of this
+            lowest = math.inf
+        self.progress = Progress(progress.epoch + 1, 0, lowest, self._zeros(), progress.history)
         self.save(best=best)
 
     @torch.no_grad()
     def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
         """Mean loss terms over all validation pictures, and a few (truth, mask, composite) to look at."""
-        self.net.eval()
-        self.group.share_buffers(self.net)
+        net = self.saved.eval()
+        self.group.share_buffers(net)
         sums = torch.cat([self._zeros(), self._zeros()[:1]])
         shown: list[Tensor] = []
         for image, mask, readable in self.val_loader:
@@ -216,7 +224,7 @@ class Trainer:
                 continue
             image, mask = self._move(image[readable]), self._move(mask[readable])
             with self._autocast():
-                output = self.net(image, mask)
+                output = net(image, mask)
                 terms = self._stack(self.loss(output, image, mask))
             sums += torch.cat([terms, terms.new_ones(1)]) * len(image)
             if not shown:
@@ -246,6 +254,7 @@ class Trainer:
             "progress": vars(progress),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "mean": self.mean and self.mean.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_random(self.group.device)},
         }
         summary = {
@@ -254,7 +263,43 @@ class Trainer:
             "step": progress.step,
             "history": progress.history[-1:],
         }
-        self.folder.save(state, self.net, summary, best=best)
+        self.folder.save({"net": self.net.state_dict(), **state}, self.saved, summary, best=best)
+
+    @property
+    def saved(self) -> InpaintingNet:
+        """The network that is validated and saved: of the running mean, where there is one."""
+        return self.net if self.mean is None else cast("InpaintingNet", self.mean.module)
+
+    def _enter(self, epoch: int) -> bool:
+        """Set up for an epoch; whether a phase begins with it."""
+        before, self.phase = self.phase, phase_of(self.config, epoch)
+        phase, val = self.phase, range(len(self.val_set))
+        if phase.weights != before.weights:
+            vgg16 = self.vgg16 if needs_vgg16(phase.weights) else None
+            loss = InpaintingLoss(vgg16, phase.weights, per_hole=self.config.per_hole)
+            self.loss = loss.to(self.group.device)
+            if self.group.device.type == "cuda":
+                self.loss.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.terms = [*self.loss.weights, "total"]
+        self.batches.batch_size = phase.batch_size
+        self.train_set.pictures.set_size(phase.size)
+        self.val_set.pictures.set_size(phase.val_size)
+        shares = [
+            val[first : first + phase.batch_size][self.group.rank :: self.group.size]
+            for first in range(0, len(val), phase.batch_size)
+        ]
+        self.val_batches[:] = [list(share) for share in shares if share]
+        begins = phase.number != before.number
+        if begins and isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler = self._scheduler()
+        return begins
+
+    def _scheduler(self) -> Scheduler:
+        return scheduler(self.optimizer, self.config, self._steps_before(self.config.epochs))
+
+    def _steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before one."""
+        return sum(self.batches.count(phase_of(self.config, e).batch_size) for e in range(epoch))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["pictures"] != self.pictures:
@@ -266,6 +311,8 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.mean is not None:
+            self.mean.load_state_dict(state["mean"])
         self.progress = Progress(**state["progress"])
         # The sums are over all processes: the first continues them, the others begin at 0.
         sums = self.progress.sums.to(self.group.device)
@@ -292,6 +339,16 @@ class Trainer:
 
     def _zeros(self) -> Tensor:
         return torch.zeros(len(self.terms), dtype=torch.float64, device=self.group.device)
+
+
+def _begin_with(net: InpaintingNet, file: str) -> None:
+    given = load_net(file)
+    if given.config != net.config:
+        raise ValueError(
+            f"{about('TrainConfig', 'start')} must be a network of {net.config}, {file} holds one of "
+            f"{given.config}"
+        )
+    net.load_state_dict(given.state_dict())
 
 
 def _loader(dataset: Dataset[Any], batches: Any, workers: int, device: torch.device) -> DataLoader[Any]:
