@@ -74,7 +74,7 @@ def ablate(
         announce: called with a line about each configuration.
 
     Returns:
-        The reports by title; None after SIGINT or SIGTERM, with checkpoints written.
+        The reports by title; None after SIGINT, SIGTERM or SIGHUP, with checkpoints written.
 
     Raises:
         OSError, ValueError, ImportError: see `pconv_ext.training.train` and `pconv_ext.evaluation.evaluate`.

@@ -192,9 +192,8 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
             holes = _ends(user, "holes", holes)
         self.holes = holes
         self.fixed = isinstance(holes, tuple) if fixed is None else fixed
-        self._unreadable = torch.zeros(
-            len(holes) if isinstance(holes, masks.MaskFolder) else 0, dtype=torch.bool
-        ).share_memory_()
+        count_of_files = len(holes) if isinstance(holes, masks.MaskFolder) else 0
+        self._unreadable, self._odd = torch.zeros(2, count_of_files, dtype=torch.bool).share_memory_()
         self.mask(0)
 
     def __len__(self) -> int:
@@ -227,11 +226,23 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
             if self._unreadable[candidate]:
                 continue
             try:
-                return folder.get(candidate, height, width)
+                mask = folder.get(candidate, height, width)
+                self._warn_if_odd(folder, candidate, mask)
+                return mask
             except _pictures.UnreadablePictureError as error:
                 self._unreadable[candidate] = True
                 warnings.warn(f"a mask is left out, another takes its place: {error}", stacklevel=2)
         raise ValueError(f"none of {len(folder)} masks can be read, the first is {folder.paths[0]}")
+
+    def _warn_if_odd(self, folder: masks.MaskFolder, index: int, mask: Tensor) -> None:
+        """Once for each mask that teaches nothing."""
+        if not self._odd[index] and (mask.all() or not mask.any()):
+            self._odd[index] = True
+            what = "has no holes" if mask.any() else "is all hole"
+            warnings.warn(
+                f"the mask {folder.paths[index]} {what}: in a picture of a mask {folder.holes} is hole",
+                stacklevel=2,
+            )
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

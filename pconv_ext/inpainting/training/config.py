@@ -123,7 +123,9 @@ class TrainConfig:
     ] = None
     batch_size: Annotated[int, _training("Pictures a step, over all processes.", _whole(1))] = 32
     epochs: Annotated[int, _training("How often every picture is seen.", _whole(1), replaceable=True)] = 120
-    lr: Annotated[float, _training("Learning rate of Adam.", _real(lambda x: x > 0, "above 0"))] = 0.003
+    lr: Annotated[
+        float, _training("Learning rate of Adam.", _real(lambda x: 0 < x <= 1e30, "above 0 and at most 1e30"))
+    ] = 0.003
     weight_decay: Annotated[
         float, _training("Weight decay of Adam.", _real(lambda x: x >= 0, "at least 0"))
     ] = 1e-5

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import figures
 from .._extras import require
 from .config import TrainConfig
+from .pictures import Batches
 
 
 class Report:
@@ -56,16 +57,16 @@ class Report:
             self.bar.stop()
             self.board.close()
 
-    def begin(self, epoch: int, step: int, steps: int, before: int, batch_size: int) -> None:
-        """An epoch of `steps` begins, or is continued after `step` of them; `before` it were so many."""
+    def begin(self, epoch: int, step: int, before: int, batches: Batches) -> None:
+        """An epoch begins, or is continued after `step` of its batches; `before` it were so many."""
         if not self.first:
             return
         self.before, self.began_at = before, step
-        self.steps, self.batch_size = steps, batch_size
+        self.batches = batches
         self.clock, self.counted = time.perf_counter(), step
         self.began = self.clock
         self.bar.reset(
-            self.task, total=steps, completed=step, epoch=f"{epoch + 1}/{self.config.epochs}", text=""
+            self.task, total=len(batches), completed=step, epoch=f"{epoch + 1}/{self.config.epochs}", text=""
         )
 
     def step(self, step: int, means: dict[str, float]) -> None:
@@ -73,7 +74,7 @@ class Report:
         if not self.first:
             return
         now = time.perf_counter()
-        rate = (step - self.counted) * self.batch_size / (now - self.clock)
+        rate = self._pictures(self.counted, step) / (now - self.clock)
         self.clock, self.counted = now, step
         self.bar.update(self.task, completed=step, text=f"{_losses(means)}  {rate:.1f} images/s")
         total = self.before + step
@@ -85,7 +86,7 @@ class Report:
         """An epoch is done: its record, and validation pictures [n, 3, H, W], masks, composites."""
         if not self.first:
             return
-        epoch, total = record["epoch"], self.before + self.steps
+        epoch, total = record["epoch"], self.before + len(self.batches)
         for part in ("train", "val"):
             for name, value in record[part].items():
                 self.board.add_scalar(f"{part}/{name}", value, total)
@@ -93,14 +94,18 @@ class Report:
         rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
         self.board.add_image("val", figures.tile(rows), total)
         self.board.flush()
-        steps = self.counted - self.began_at
-        rate = steps * self.batch_size / (self.clock - self.began) if steps else 0.0
+        pictures = self._pictures(self.began_at, self.counted)
+        rate = pictures / (self.clock - self.began) if pictures else 0.0
         self.console.print(
             f"epoch {epoch}/{self.config.epochs}: train {_losses(record['train'])}; "
             f"val {_losses(record['val'])}; lr {record['lr']:g}; {rate:.1f} images/s",
             highlight=False,
             soft_wrap=True,
         )
+
+    def _pictures(self, first: int, last: int) -> int:
+        """In the steps of this epoch from one to another."""
+        return self.batches.pictures(last) - self.batches.pictures(first)
 
 
 def _losses(means: dict[str, float]) -> str:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset
 
 from .._arguments import about, named
-from ..checkpoint import load_net
+from ..checkpoint import CheckpointError, load_net
 from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
 from .optimizing import Scheduler, running_mean, scheduler
 from .phases import Phase, phase_of
-from .pictures import Batches, Validation, datasets
+from .pictures import Batches, Validation, datasets, identity, loader, warn_of_common
 from .processes import Processes
 from .reports import Report
-from .run_folder import RunFolder
+from .run_folder import STATE, RunFolder
+from .signals import stop_flag
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _REPORT_EVERY = 10  # steps between looks at the losses: each waits for the GPU
+_DIVERGED = 1000  # times the loss of the first step
 
 
 class DivergedError(ArithmeticError):
-    """The loss or a weight is not finite any more."""
+    """The loss or a weight is not finite any more, or the loss a thousand times what it was at first."""
+
+
+class OtherPicturesError(ValueError):
+    """A training is to be resumed with other pictures than it was begun with."""
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Progress:
         epoch: finished epochs.
         step: finished steps of the epoch in progress.
         best: lowest validation loss so far, of this phase.
+        first: total loss of the first step of this phase, None before it.
         sums: of the loss terms over the steps of this epoch, float64.
         history: one dict for each finished epoch.
     """
@@ -51,6 +53,7 @@ class Progress:
     epoch: int
     step: int
     best: float
+    first: float | None
     sums: Tensor
     history: list[dict[str, Any]]
 
@@ -82,12 +85,17 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.group = config, folder, group
         train, val = datasets(config)
-        self.pictures = {"train": len(train), "val": len(val)}
+        if group.first and state is None:
+            warn_of_common(train, val)
+        self.pictures = {
+            "train": identity(train, config.data),
+            "val": identity(val, config.val or config.data),
+        }
         self.batches = Batches(len(train), config.batch_size, config.seed, group.size, group.rank)
-        self.loader = _loader(train, self.batches, workers, group.device)
+        self.loader = loader(train, self.batches, workers, group.device)
         self.train_set, self.val_set = train, val
         self.val_batches: list[list[int]] = []
-        self.val_loader = _loader(Validation(val), self.val_batches, workers, group.device)
+        self.val_loader = loader(Validation(val), self.val_batches, workers, group.device)
         phases = [phase_of(config, epoch) for epoch in range(config.epochs)]
         for phase in phases:
             self.batches.check(phase.batch_size)
@@ -107,7 +115,7 @@ class Trainer:
         self.scheduler = self._scheduler()
         self.phase = Phase(-1, 0, 0, 0, {})
         self._enter(state["progress"]["epoch"] if state is not None else 0)
-        self.progress = Progress(0, 0, math.inf, self._zeros(), [])
+        self.progress = Progress(0, 0, math.inf, None, self._zeros(), [])
         self.resumed = state is not None
         if state is not None:
             self._restore(state)
@@ -120,19 +128,19 @@ class Trainer:
         """Train to the last epoch.
 
         Returns:
-            Whether it got there; False where SIGINT or SIGTERM came, after which a checkpoint was written.
+            Whether it got there; False where a signal ended it, with a checkpoint written.
 
         Raises:
             DivergedError: a loss or weight is not finite; the checkpoint is the last good one.
             OSError: a checkpoint cannot be written.
         """
         root, done = self.folder.root, self._steps_before(self.progress.epoch) + self.progress.step
+        if not self.resumed:  # before there is a thread that writes too, and would tell of a full disk again
+            self.save(best=False)
         with (
-            _stop_flag(loud=self.group.first) as stop,
+            stop_flag(loud=self.group.first) as stop,
             Report(self.config, root, done, finished=self.finished, first=self.group.first) as report,
         ):
-            if not self.resumed:
-                self.save(best=False)
             while not self.finished:
                 if not self._epoch(stop, report):
                     return False
@@ -146,9 +154,12 @@ class Trainer:
         self.batches.epoch, self.batches.start = progress.epoch, progress.step
         self.parallel.train()
         before = self._steps_before(progress.epoch)
-        report.begin(progress.epoch, progress.step, len(self.batches), before, self.phase.batch_size)
+        report.begin(progress.epoch, progress.step, before, self.batches)
         for image, mask in self.loader if progress.step < len(self.batches) else ():
-            progress.sums += self._step(image, mask)
+            terms = self._step(image, mask)
+            if progress.first is None:
+                progress.first = self.group.sum(terms.clone())[-1].item() / self.group.size
+            progress.sums += terms
             progress.step += 1
             if self.group.size == 1 and stop.is_set():
                 self.save(best=False)
@@ -187,12 +198,18 @@ class Trainer:
         means = [value / self.progress.step / self.group.size for value in sums]
         if not all(map(math.isfinite, means)):
             raise DivergedError(self._diverged("the loss"))
+        self._check_growth("the loss", means[-1])
         return dict(zip(self.terms, means, strict=True)), stopped > 0
 
-    def _diverged(self, what: str) -> str:
+    def _check_growth(self, what: str, total: float) -> None:
+        first = self.progress.first
+        if first is not None and total > _DIVERGED * first:
+            raise DivergedError(self._diverged(what, f"is {total:.3g}, at first it was {first:.3g},"))
+
+    def _diverged(self, what: str, grown: str = "is not finite any more") -> str:
         at = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         return (
-            f"{what} is not finite any more at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
+            f"{what} {grown} at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
             f"with bfloat16, {named('precision')} float32; {self.folder.root} holds the last good checkpoint"
         )
 
@@ -206,10 +223,10 @@ class Trainer:
         best = val["total"] < progress.best
         progress.history.append({"epoch": progress.epoch + 1, "lr": lr, "train": train, "val": val})
         report.end(progress.history[-1], shown)
-        lowest = min(progress.best, val["total"])
+        lowest, first = min(progress.best, val["total"]), progress.first
         if self._enter(progress.epoch + 1):  # losses of another phase say nothing about those of this
-            lowest = math.inf
-        self.progress = Progress(progress.epoch + 1, 0, lowest, self._zeros(), progress.history)
+            lowest, first = math.inf, None
+        self.progress = Progress(progress.epoch + 1, 0, lowest, first, self._zeros(), progress.history)
         self.save(best=best)
 
     @torch.no_grad()
@@ -233,6 +250,7 @@ class Trainer:
         means = {name: value / count for name, value in zip(self.terms, totals, strict=True)}
         if not math.isfinite(means["total"]):
             raise DivergedError(self._diverged("the validation loss"))
+        self._check_growth("the validation loss", means["total"])
         return means, shown
 
     def save(self, *, best: bool) -> None:
@@ -302,14 +320,32 @@ class Trainer:
         return sum(self.batches.count(phase_of(self.config, e).batch_size) for e in range(epoch))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["pictures"] != self.pictures:
-            raise ValueError(
-                f"the training in {self.folder.root} was begun with {state['pictures']['train']} pictures to "
-                f"train and {state['pictures']['val']} to validate on, got {self.pictures['train']} and "
-                f"{self.pictures['val']}"
-            )
+        """Go on from a state; an error where the pictures are others, or it is damaged."""
+        try:
+            train, val = (state["pictures"][part]["count"] for part in ("train", "val"))
+            new_train, new_val = (self.pictures[part]["count"] for part in ("train", "val"))
+            if (train, val) != (new_train, new_val):
+                raise OtherPicturesError(
+                    f"the training in {self.folder.root} was begun with {train} pictures to train and {val} "
+                    f"to validate on, got {new_train} and {new_val}"
+                )
+            if state["pictures"] != self.pictures:
+                raise OtherPicturesError(
+                    f"the training in {self.folder.root} was begun with other pictures: as many, with other "
+                    f"names or sizes than those in {self.config.data} or {self.config.val}"
+                )
+            self._take(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, OtherPicturesError):
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise CheckpointError(f"{self.folder.root / STATE} is damaged ({what})") from error
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state["scheduler"].keys() != self.scheduler.state_dict().keys():  # which it would not notice
+            raise ValueError("its scheduler is another")
         self.scheduler.load_state_dict(state["scheduler"])
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
@@ -351,47 +387,5 @@ def _begin_with(net: InpaintingNet, file: str) -> None:
     net.load_state_dict(given.state_dict())
 
 
-def _loader(dataset: Dataset[Any], batches: Any, workers: int, device: torch.device) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or an iteration would take from the default one
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C, and what ends a job, reach all processes of a group; the main one decides."""
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _cuda_random(device: torch.device) -> Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-@contextlib.contextmanager
-def _stop_flag(*, loud: bool) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in _STOPPING}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-        if loud:  # not by print, which a signal may have interrupted
-            os.write(2, b"stopping after this step; the same again ends without a checkpoint\n")
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
