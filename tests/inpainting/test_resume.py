@@ -188,7 +188,7 @@ class TestErrors:
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "absent"], "no file"),
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "text.txt"], "text.txt cannot be read"),
             ([pictures, "--masks", tmp_path / "empty"], "has no pictures"),
-            ([pictures, "--lr", "-1"], "lr must be above 0, got -1"),
+            ([pictures, "--lr", "-1"], "lr must be above 0 and at most 1e30, got -1"),
             ([pictures, "--factor", "1"], "factor must be between 0 and 1"),
             ([pictures, "--size", "0"], "size must be an int of at least 1, got 0"),
             (

@@ -20,7 +20,7 @@ OWN = {
 }
 WRONG = [
     ({"batch_size": 0}, "{batch_size} must be an int of at least 1, got 0"),
-    ({"lr": -1.0}, "{lr} must be above 0, got -1"),
+    ({"lr": -1.0}, "{lr} must be above 0 and at most 1e30, got -1"),
     ({"weight_decay": -1.0}, "{weight_decay} must be at least 0, got -1"),
     ({"patience": -1}, "{patience} must be an int of at least 0, got -1"),
     ({"holes": "round"}, "{holes} must be one of 'rectangle', 'irregular', 'mixed', got 'round'"),
