@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     FOLDER_MASK = 4
     ORDER = 5
     MIXED = 6
+    FLIP = 7
 
 
 def generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -116,4 +116,5 @@ def test_streams_of_random_numbers_keep_their_numbers():
         "FOLDER_MASK": 4,
         "ORDER": 5,
         "MIXED": 6,
+        "FLIP": 7,
     }

@@ -261,9 +261,7 @@ class TestAround:
         make_pictures(tmp_path / "val", 15)  # thirteen of them are those of `pictures`
         for file in (tmp_path / "val").iterdir():
             file.rename(file.with_name(f"other-{file.name}"))
-        with pytest.warns(
-            UserWarning, match=r"13 of 15 pictures .* are trained on too.*other-00"
-        ):
+        with pytest.warns(UserWarning, match=r"13 of 15 pictures .* are trained on too.*other-00"):
             train(settings | {"val": str(tmp_path / "val")}, tmp_path / "run")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)

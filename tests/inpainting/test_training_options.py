@@ -7,6 +7,7 @@ import torch
 from support.trainings import ON_PIXELS, SMALL, assert_same_training, history, make_pictures
 
 from pconv_ext import checkpoint, masks
+from pconv_ext.data import PictureDataset, folder
 from pconv_ext.inpainting.cli.options import given
 from pconv_ext.inpainting.training import phases, trainer
 from pconv_ext.inpainting.training.optimizing import running_mean
@@ -61,6 +62,7 @@ def train_in_pieces(settings, folder, monkeypatch, steps):
         {"clip": 1e-3},
         {"holes": "mixed"},
         {"per_hole": True},
+        {"flip": True},
         {"weights": ON_PIXELS | {"missing_l1": 1.0, "avail_l1": 0.5}},
         {"phases": PHASES, "epochs": 5},
         {"phases": PHASES, "epochs": 5, "ema": 0.99, "schedule": "cosine", "clip": 0.1, "holes": "mixed"},
@@ -76,7 +78,14 @@ def test_resumed_with_the_same_bits(options, settings, tmp_path, monkeypatch):
 
 def test_each_changes_the_training(settings, tmp_path):
     """Else the test above would prove nothing."""
-    options = ({}, {"schedule": "cosine"}, {"clip": 1e-4}, {"per_hole": True}, {"holes": "mixed"})
+    options = (
+        {},
+        {"schedule": "cosine"},
+        {"clip": 1e-4},
+        {"per_hole": True},
+        {"holes": "mixed"},
+        {"flip": True},
+    )
     results = []
     for number, one in enumerate(options):
         train(settings | one, tmp_path / str(number))
@@ -240,3 +249,15 @@ def test_phase_of_keeps_what_is_not_said():
         (2, 32, 32, 3),
     ]
     assert [one.weights["missing"] for one in found] == [6, 1, 1, 1, 1]
+
+
+def test_flip_mirrors_every_other_picture(pictures):
+    plain, flipped = (PictureDataset(folder(pictures), 16, flip=flip, seed=5) for flip in (False, True))
+    mirrored = 0
+    for epoch in range(10):
+        flipped.set_epoch(epoch)
+        for index in range(len(plain)):
+            same, mirror = torch.equal(flipped[index], plain[index]), plain[index].flip(-1)
+            assert same or torch.equal(flipped[index], mirror)
+            mirrored += not same
+    assert 0.3 < mirrored / (10 * len(plain)) < 0.7

@@ -36,7 +36,8 @@ class PictureDataset(Dataset[Tensor]):
             whole picture. What is taken is scaled to the size (bicubic, with antialiasing).
         scale: range of the share of the picture's area that "random" takes.
         ratio: range of the factor by which "random" changes the aspect ratio of the item.
-        seed: of "random", in [0, 2**64).
+        flip: mirror every other picture, left to right, others in every epoch.
+        seed: of "random" and of mirroring, in [0, 2**64).
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range; no picture can be read, which
@@ -52,6 +53,7 @@ class PictureDataset(Dataset[Tensor]):
         crop: str = "center",
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = False,
         seed: int = 0,
     ) -> None:
         user = "PictureDataset"
@@ -61,7 +63,7 @@ class PictureDataset(Dataset[Tensor]):
         self.crop = crop
         interval(user, "scale", *_ends(user, "scale", scale), "0 < low <= high <= 1", (1e-6, 1))
         interval(user, "ratio", *_ends(user, "ratio", ratio), "0 < low <= high", (1e-6, math.inf))
-        self.scale, self.ratio = scale, ratio
+        self.scale, self.ratio, self.flip = scale, ratio, flip
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
         # In shared memory, so that workers, also persistent ones, see a new epoch or size and what others
         # reported.
@@ -136,7 +138,10 @@ class PictureDataset(Dataset[Tensor]):
         elif self.crop == "random":
             box = self._random_box(picture.size, generator(Stream.CROP, self.seed, self.epoch, index))
         filters = require("PictureDataset", "PIL.Image").Resampling
-        return picture.resize((self.width, self.height), filters.BICUBIC, box)
+        fitted = picture.resize((self.width, self.height), filters.BICUBIC, box)
+        if self.flip and generator(Stream.FLIP, self.seed, self.epoch, index).random() < 0.5:
+            return fitted.transpose(require("PictureDataset", "PIL.Image").Transpose.FLIP_LEFT_RIGHT)
+        return fitted
 
     def _random_box(
         self, size: tuple[int, int], rng: np.random.Generator

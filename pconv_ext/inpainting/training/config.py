@@ -61,7 +61,7 @@ class TrainConfig:
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
     are cut to 256x256; the defaults of those are ours. So are, where they differ from their defaults, `holes`
-    ("mixed"), `per_hole`, `schedule`, `warmup`, `clip`, `ema`, `phases`, `start`, and in `weights` what ends
+    ("mixed"), `flip`, `per_hole`, `schedule`, `warmup`, `clip`, `ema`, `phases`, `start`, in `weights` what ends
     in "_l1".
 
     Raises:
@@ -83,6 +83,7 @@ class TrainConfig:
     ] = None
     size: Annotated[int, _pictures("Height and width of the pictures, in pixels.", _whole(1))] = 256
     crop: Annotated[str, _pictures(f"How pictures are cut: {_names(CROPS)}.", _one_of(CROPS))] = "random"
+    flip: Annotated[bool, _pictures("Mirror every other picture, others in every epoch.")] = False
     holes: Annotated[
         str,
         _pictures(

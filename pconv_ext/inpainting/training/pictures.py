@@ -44,7 +44,9 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
         holes = _IRREGULAR if config.holes == "irregular" else config.holes
     made = []
     for collection, crop, fixed in ((train, config.crop, False), (val, "center", True)):
-        pictures = PictureDataset(collection, config.size, crop=crop, seed=config.seed)
+        pictures = PictureDataset(
+            collection, config.size, crop=crop, flip=config.flip and not fixed, seed=config.seed
+        )
         # Another seed, or validation would have the masks of the first epoch.
         seed = config.seed + 1 if fixed else config.seed
         made.append(InpaintingDataset(pictures, holes, fixed=fixed, seed=seed, count=config.rectangles))
