@@ -60,9 +60,8 @@ class TrainConfig:
     """A training, with the paper's settings (section 4.2) as defaults.
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
-    are cut to 256x256; the defaults of those are ours. So are, where they differ from their defaults, `holes`
-    ("mixed"), `flip`, `per_hole`, `schedule`, `warmup`, `clip`, `ema`, `phases`, `start`, in `weights` what ends
-    in "_l1".
+    are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `per_hole`, `schedule`,
+    `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes and, in `weights`, what ends in "_l1".
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
