@@ -9,7 +9,7 @@ from support.trainings import ON_PIXELS, SMALL, assert_same_training, history, m
 from pconv_ext import checkpoint, masks
 from pconv_ext.data import PictureDataset, folder
 from pconv_ext.inpainting.cli.options import given
-from pconv_ext.inpainting.training import phases, trainer
+from pconv_ext.inpainting.training import trainer
 from pconv_ext.inpainting.training.optimizing import running_mean
 from pconv_ext.inpainting.training.run_folder import RunFolder
 from pconv_ext.training import TrainConfig, train
@@ -240,7 +240,7 @@ def test_refused(settings, tmp_path):
 
 def test_phase_of_keeps_what_is_not_said():
     config = TrainConfig("photos", batch_size=6, phases=PHASES, weights=ON_PIXELS)
-    found = [phases.phase_of(config, epoch) for epoch in range(5)]
+    found = [config.phase(epoch) for epoch in range(5)]
     assert [(one.number, one.size, one.val_size, one.batch_size) for one in found] == [
         (0, 256, 256, 6),
         (1, 24, 24, 2),

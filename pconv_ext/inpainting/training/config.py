@@ -12,7 +12,7 @@ from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
 from ..data import DATASETS
 from ..losses import WEIGHTS, merged_weights
-from .phases import Phases
+from .phases import Phase, Phases, phase_of
 from .phases import check as _phases
 from .setting import Setting, documented, fields
 
@@ -202,6 +202,10 @@ class TrainConfig:
     def net(self) -> dict[str, Any]:
         """The arguments of `pconv_ext.InpaintingNet`."""
         return {name: getattr(self, name) for name in ("width", "msfef_stages", "kernel_sizes", "depth")}
+
+    def phase(self, epoch: int) -> Phase:
+        """What an epoch is trained with, the first being 0."""
+        return phase_of(epoch, self.size, self.batch_size, self.weights, self.phases)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON holds them."""

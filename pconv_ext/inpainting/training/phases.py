@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .._arguments import about, integer
 from ..losses import merged_weights
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
 
 Phases: TypeAlias = Sequence[Mapping[str, Any]]
 
@@ -58,10 +55,13 @@ def _cycle(user: str, name: str, value: Any) -> list[int]:
     return [integer(user, name, one, 1) for one in values]
 
 
-def phase_of(config: TrainConfig, epoch: int) -> Phase:
-    """The phase of an epoch, the first being 0. What one phase does not say is as in the one before."""
-    number, first, sizes, batches, weights = 0, 0, [config.size], [config.batch_size], dict(config.weights)
-    for phase in config.phases:
+def phase_of(epoch: int, size: int, batch_size: int, weights: Mapping[str, float], phases: Phases) -> Phase:
+    """The phase of an epoch, the first being 0. What one phase does not say is as in the one before.
+
+    What is before the first has `size`, `batch_size` and `weights`.
+    """
+    number, first, sizes, batches, weights = 0, 0, [size], [batch_size], dict(weights)
+    for phase in phases:
         if epoch + 1 < phase["epoch"]:
             break
         number, first = number + 1, phase["epoch"] - 1

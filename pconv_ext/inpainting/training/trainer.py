@@ -18,7 +18,7 @@ from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
 from .optimizing import Scheduler, running_mean, scheduler
-from .phases import Phase, phase_of
+from .phases import Phase
 from .pictures import Batches, Validation, datasets, identity, loader, warn_of_common
 from .processes import Processes
 from .reports import Report
@@ -96,7 +96,7 @@ class Trainer:
         self.train_set, self.val_set = train, val
         self.val_batches: list[list[int]] = []
         self.val_loader = loader(Validation(val), self.val_batches, workers, group.device)
-        phases = [phase_of(config, epoch) for epoch in range(config.epochs)]
+        phases = [config.phase(epoch) for epoch in range(config.epochs)]
         for phase in phases:
             self.batches.check(phase.batch_size)
         self.vgg16 = load_vgg16(config.vgg16) if any(needs_vgg16(p.weights) for p in phases) else None
@@ -290,7 +290,7 @@ class Trainer:
 
     def _enter(self, epoch: int) -> bool:
         """Set up for an epoch; whether a phase begins with it."""
-        before, self.phase = self.phase, phase_of(self.config, epoch)
+        before, self.phase = self.phase, self.config.phase(epoch)
         phase, val = self.phase, range(len(self.val_set))
         if phase.weights != before.weights:
             vgg16 = self.vgg16 if needs_vgg16(phase.weights) else None
@@ -317,7 +317,7 @@ class Trainer:
 
     def _steps_before(self, epoch: int) -> int:
         """Steps of all epochs before one."""
-        return sum(self.batches.count(phase_of(self.config, e).batch_size) for e in range(epoch))
+        return sum(self.batches.count(self.config.phase(e).batch_size) for e in range(epoch))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; an error where the pictures are others, or it is damaged."""
