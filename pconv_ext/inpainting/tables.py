@@ -47,19 +47,27 @@ _METRICS = (
     _Metric("PSNR", "psnr", True),
     _Metric("PSNR of mean L2", "psnr_pooled", True),
     _Metric("LPIPS", "lpips", False),
+    _Metric("Hole PSNR", "psnr_holes", True),
+    _Metric("Pooled hole PSNR", "psnr_holes_pooled", True),
 )
 #: The rows of the paper's table; its PSNR is that of the mean L2.
 _PAPER = (*_METRICS[:2], _METRICS[3]._replace(title="PSNR"), _METRICS[4])
+#: The rows of ours.
+_ABLATION = (*_PAPER, _METRICS[6])
 
 _MEANING = (
     "L2 is the mean squared error of values in [0, 1]. L2, SSIM, PSNR and LPIPS are means over images; PSNR "
-    "in dB; low is good for L2 and LPIPS, high for SSIM and PSNR."
+    "in dB; low is good for L2 and LPIPS, high for SSIM and PSNR. Hole PSNR is over hole pixels alone: the "
+    "mean of the images', and pooled that of the mean squared error over the hole pixels of all images."
 )
 _PAPER_NOTE = (
     "Best values are bold, equal ones all: the lowest L2 and LPIPS, the highest SSIM and PSNR. PSNR is that "
     "of the mean L2 of all images of a column, in dB, which is what the paper's table fits; the mean of the "
-    "images' PSNR is in the CSV."
+    "images' PSNR is in the CSV. Pooled hole PSNR, which the paper does not have, is over the hole pixels of "
+    "all images of a column alone."
 )
+
+_CSV_HEADER = ["holes", "low", "high", "images", *(metric.name for metric in _METRICS)]
 
 _NONE, _SEE_NOTE = "–", "see note"  # cells without a number: no images in the bin, no LPIPS
 
@@ -85,13 +93,10 @@ def report_markdown(report: Report) -> str:
 def report_csv(report: Report) -> str:
     """Return a report as CSV, a line for each bin, numbers in full.
 
-    A value that was not measured is empty; a missing LPIPS says why.
+    A value that was not measured is empty, and so are the ratios of rectangles, which have any; a missing
+    LPIPS says why.
     """
-    names = [metric.name for metric in _METRICS]
-    lines: list[list[Any]] = [["low", "high", "images", *names]]
-    for one in report.bins:
-        lines.append([one.low, one.high, one.images, *(_exact(report, one, name) for name in names)])
-    return _csv(lines)
+    return _csv([_CSV_HEADER, *(_csv_line(report, one) for one in report.bins)])
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -133,7 +138,7 @@ def ablation_csv(reports: Mapping[str, Report]) -> str:
 
     A missing LPIPS says why. Raises as `ablation_markdown`.
     """
-    lines: list[list[Any]] = [["metric", "configuration", *map(_holes, _common_bins(reports))]]
+    lines: list[list[Any]] = [["metric", "configuration", *_common_titles(reports)]]
     for metric in _METRICS:
         for name, report in reports.items():
             values = (_exact(report, one, metric.name) for one in report.bins)
@@ -143,7 +148,7 @@ def ablation_csv(reports: Mapping[str, Report]) -> str:
 
 def ablation_json(reports: Mapping[str, Report]) -> str:
     """Return an ablation study as JSON: an object of `Report.to_json` by configuration, in their order."""
-    _common_bins(reports)
+    _common_titles(reports)
     content = {name: json.loads(report.to_json()) for name, report in reports.items()}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -153,19 +158,19 @@ def ablation_plot(reports: Mapping[str, Report]) -> bytes:
 
     Raises as `ablation_markdown`, and ImportError where matplotlib is missing.
     """
-    bins = _common_bins(reports)
+    titles = _common_titles(reports)
     figure = require("ablation_plot", "matplotlib.figure").Figure(figsize=(11, 8.5), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, metric in zip(panels, _PAPER, strict=True):
         axes.set_title(f"{metric.title} ({'higher' if metric.higher_is_better else 'lower'} is better)")
         axes.set_xlabel("hole ratio")
-        axes.set_xticks(range(len(bins)), map(_holes, bins))
-        axes.set_xlim(-0.3, len(bins) - 0.7)
+        axes.set_xticks(range(len(titles)), titles)
+        axes.set_xlim(-0.3, len(titles) - 0.7)
         axes.grid(alpha=0.3)
         for i, (name, report) in enumerate(reports.items()):
             values = (getattr(one, metric.name) for one in report.bins)
             axes.plot(
-                range(len(bins)),
+                range(len(titles)),
                 [math.nan if value is None else value for value in values],
                 label=name,
                 color=_COLOURS[i % len(_COLOURS)],
@@ -200,7 +205,7 @@ def write_ablation(reports: Mapping[str, Report], folder: Path) -> None:
 def _report_cells(report: Report) -> tuple[list[str], list[list[str]]]:
     header = ["holes", "images", *(metric.title for metric in _METRICS)]
     rows = [
-        [_holes(one), str(one.images), *(_cell(report, one, metric.name) for metric in _METRICS)]
+        [one.title, str(one.images), *(_cell(report, one, metric.name) for metric in _METRICS)]
         for one in report.bins
     ]
     return header, rows
@@ -210,15 +215,15 @@ def _ablation_cells(
     reports: Mapping[str, Report],
 ) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
     """The header, and rows of a title and of cells (text, whether it is the best of its metric and bin)."""
-    bins = _common_bins(reports)
+    titles = _common_titles(reports)
     rows: list[tuple[str, list[tuple[str, bool]]]] = []
-    for metric in _PAPER:
+    for metric in _ABLATION:
         table = [[_cell(report, one, metric.name) for one in report.bins] for report in reports.values()]
         best = [_best(column, metric.higher_is_better) for column in zip(*table, strict=True)]
         for name, cells in zip(reports, table, strict=True):
             marked = [(cell, cell == top) for cell, top in zip(cells, best, strict=True)]
             rows.append((f"{metric.title} ({name})", marked))
-    return ["metric", *map(_holes, bins)], rows
+    return ["metric", *titles], rows
 
 
 def _best(cells: Iterable[str], higher: bool) -> str | None:
@@ -226,15 +231,16 @@ def _best(cells: Iterable[str], higher: bool) -> str | None:
     return (max if higher else min)(numbers, key=float) if numbers else None
 
 
-def _common_bins(reports: Mapping[str, Report]) -> tuple[BinMetrics, ...]:
+def _common_titles(reports: Mapping[str, Report]) -> list[str]:
+    """Of the bins, which all reports have."""
     if not reports:
         raise ValueError("ablation: reports must have a configuration, got none")
-    first, *others = reports
-    bins = reports[first].bins
+    titles = {name: [one.title for one in report.bins] for name, report in reports.items()}
+    first, *others = titles
     for name in others:
-        if list(map(_holes, reports[name].bins)) != list(map(_holes, bins)):
+        if titles[name] != titles[first]:
             raise ValueError(f"ablation: reports must have the same bins, {name!r} has others than {first!r}")
-    return bins
+    return titles[first]
 
 
 def _notes(report: Report) -> list[str]:
@@ -281,6 +287,11 @@ def _csv(lines: Iterable[Iterable[Any]]) -> str:
     return content.getvalue()
 
 
+def _csv_line(report: Report, one: BinMetrics) -> list[Any]:
+    edges = ("", "") if one.holes else (one.low, one.high)
+    return [one.title, *edges, one.images, *(_exact(report, one, metric.name) for metric in _METRICS)]
+
+
 def _exact(report: Report, one: BinMetrics, name: str) -> Any:
     return _line(report.lpips_missing) if name == "lpips" and report.lpips_missing else getattr(one, name)
 
@@ -290,10 +301,6 @@ def _cell(report: Report, one: BinMetrics, name: str) -> str:
     if value is None:
         return _SEE_NOTE if name == "lpips" and report.lpips_missing else _NONE
     return f"{value:.4f}"  # as many digits as the paper has
-
-
-def _holes(one: BinMetrics) -> str:
-    return f"[{one.low:g}, {one.high:g})"
 
 
 def _line(text: str) -> str:
