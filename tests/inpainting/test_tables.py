@@ -89,10 +89,10 @@ def test_rectangles_have_a_name_in_place_of_ratios():
     assert header == "| metric | rectangle | [0.01, 0.1) | [0.1, 0.2) |"
 
 
-def shown(table):
+def shown(table, width=120):
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
     console.print(table)
     return console.file.getvalue()
 
@@ -120,6 +120,88 @@ def test_report_in_files(tmp_path):
     assert Report.from_json((tmp_path / "metrics.json").read_text()) == FULL
     assert (tmp_path / "metrics.csv").read_text() == tables.report_csv(FULL)
     assert (tmp_path / "metrics.md").read_text() == tables.report_markdown(FULL)
+
+
+#: As `opponents.compete` describes it.
+OPPONENT = dataclasses.replace(
+    EQUAL,
+    settings={"size": 8, "opponent": "telea | ns", "radius": {"[0.01, 0.1)": 3, "[0.1, 0.2)": 10}},
+)
+COMPARED = {"network": FULL, "telea | ns": OPPONENT}
+
+
+def test_comparison_as_markdown():
+    """Rows are holes by method; the best of each metric and holes is bold, also of equal ones."""
+    lines = tables.comparison_markdown(COMPARED).splitlines()
+    assert lines[:2] == [
+        "| holes | method | images "
+        "| L2 | SSIM | PSNR | PSNR of mean L2 | LPIPS | Hole PSNR | Pooled hole PSNR |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    assert lines[2:6] == [
+        "| [0.01, 0.1) | network | 3 "
+        "| **0.0014** | 0.9500 | 28.0000 | **28.5000** | **0.1500** | **16.0000** | 15.5000 |",
+        r"| [0.01, 0.1) | telea \| ns | 3 "
+        "| **0.0014** | **0.9600** | **29.0000** | 28.4000 | 0.2500 | 15.0000 | **15.6000** |",
+        "| [0.1, 0.2) | network | 3 "
+        "| **0.0046** | **0.8800** | **inf** | **23.4000** | 0.2000 | **inf** | **14.0000** |",
+        r"| [0.1, 0.2) | telea \| ns | 3 "
+        "| 0.0047 | 0.8700 | 22.0000 | **23.4000** | **0.1000** | 13.0000 | 13.5000 |",
+    ]
+    radius = "The better radius for each row, by pooled hole PSNR: 3 for [0.01, 0.1); 10 for [0.1, 0.2)."
+    assert lines[6:] == [
+        *("", "Best values are bold, equal ones all: the lowest L2 and LPIPS, the highest SSIM and PSNR."),
+        *("", "Of the composite: the truth outside of holes."),
+        *("", f"telea | ns: {radius}"),
+        *("", tables._MEANING),
+        *("", "- size: 8", "- network: seed: 1"),
+    ]
+
+
+def test_comparison_as_csv_and_json():
+    rows = list(csv.DictReader(io.StringIO(tables.comparison_csv(COMPARED))))
+    assert [(row["method"], row["holes"]) for row in rows] == [
+        ("network", "[0.01, 0.1)"),
+        ("telea | ns", "[0.01, 0.1)"),
+        ("network", "[0.1, 0.2)"),
+        ("telea | ns", "[0.1, 0.2)"),
+    ]
+    assert [row["psnr_holes_pooled"] for row in rows] == ["15.5", "15.6", "14.0", "13.5"]
+    single = list(csv.DictReader(io.StringIO(tables.report_csv(FULL))))
+    assert rows[::2] == [{"method": "network", **row} for row in single]
+    content = json.loads(tables.comparison_json(COMPARED), parse_constant=pytest.fail)
+    assert list(content) == [*COMPARED]
+    assert {name: Report.from_json(json.dumps(value)) for name, value in content.items()} == COMPARED
+    with pytest.raises(ValueError, match="must be the JSON of a report"):
+        Report.from_json(json.dumps(content))
+
+
+def test_comparison_on_screen():
+    """Numbers, holes and methods are whole in 80 columns, and the best are bold."""
+    long = {"network": FULL, "navier-stokes": OPPONENT, "biharmonic": NO_LPIPS}
+    text = shown(tables.comparison_screen(long), 80)
+    lines = [" ".join(line.split()) for line in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("[0.01, 0.1) network"))
+    assert lines[start : start + 7] == [
+        "[0.01, 0.1) network 0.0014 0.9500 28.0000 28.5000 0.1500 16.0000 15.5000",
+        "3 images navier-stokes 0.0014 0.9600 29.0000 28.4000 0.2500 15.0000 15.6000",
+        "biharmonic 0.2000 0.1000 7.0000 6.9000 see – –",
+        "note",
+        "",
+        "[0.1, 0.2) network 0.0046 0.8800 inf 23.4000 0.2000 inf 14.0000",
+        "3 images navier-stokes 0.0047 0.8700 22.0000 23.4000 0.1000 13.0000 13.5000",
+    ]
+    bold = re.findall(r"\x1b\[1m *([\d.]+)", text)
+    assert bold[:7] == ["0.0014", "28.5000", "0.1500", "16.0000", "0.0014", "0.9600", "29.0000"]
+    assert "The better radius for each row" in text
+
+
+def test_comparison_in_files(tmp_path):
+    tables.write_comparison(COMPARED, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "metrics.json", "metrics.md"]
+    assert (tmp_path / "metrics.json").read_text() == tables.comparison_json(COMPARED)
+    assert (tmp_path / "metrics.csv").read_text() == tables.comparison_csv(COMPARED)
+    assert (tmp_path / "metrics.md").read_text() == tables.comparison_markdown(COMPARED)
 
 
 def test_ablation_as_markdown():
@@ -177,14 +259,20 @@ def test_ablation_as_csv_and_json():
 
 
 @pytest.mark.parametrize(
-    "function",
-    [tables.ablation_csv, tables.ablation_json, tables.ablation_markdown, tables.ablation_plot],
+    "name",
+    [
+        *(f"ablation_{form}" for form in ("csv", "json", "markdown", "plot", "screen")),
+        *(f"comparison_{form}" for form in ("csv", "json", "markdown", "screen")),
+    ],
 )
-def test_reports_that_do_not_go_together(function):
-    with pytest.raises(ValueError, match="ablation: reports must have a configuration, got none"):
+def test_reports_that_do_not_go_together(name):
+    user, function = name.partition("_")[0], getattr(tables, name)
+    with pytest.raises(ValueError, match=f"^{user}: reports must be at least one, got none"):
         function({})
     other = dataclasses.replace(FULL, bins=FULL.bins[:1])
-    with pytest.raises(ValueError, match="the same bins, 'one' has others than 'all'"):
+    with pytest.raises(
+        ValueError, match=f"^{user}: reports must have the same bins, 'one' has others than 'all'"
+    ):
         function({"all": FULL, "one": other})
 
 
@@ -243,3 +331,21 @@ def test_figures_that_do_not_fit(rows):
         figures.tile(rows)
     with pytest.raises(ValueError, match=r"shapes \[\(3, 2, 2\), \(3, 2, 3\)\]"):
         figures.grid([[torch.ones(3, 2, 2), torch.ones(3, 2, 3)]])
+
+
+def test_titles_of_figures():
+    """They stand above their columns, black on white, and run into none of the others."""
+    pictures = [[torch.rand(3, 30, 40) for _ in range(3)] for _ in range(2)]
+    plain, titled = figures.grid(pictures), figures.grid(pictures, ["truth", "", "navier-stokes, at length"])
+    assert titled.size == (plain.width, plain.height + figures.TITLE)
+    pixels = np.asarray(titled)
+    assert (pixels[figures.TITLE :] == np.asarray(plain)).all()
+    title = pixels[: figures.TITLE]
+    assert (title == title[..., :1]).all()
+    dark = title[..., 0] < 128
+    assert [dark[:, left : left + 40].any() for left in (0, 44, 88)] == [True, False, True]
+    assert not dark[:, 40:44].any()
+    assert not dark[:, 84:88].any()
+    assert not dark[-2:].any()
+    with pytest.raises(ValueError, match=r"titles must be one for each of 3 columns, got \['a', 'b'\]"):
+        figures.grid(pictures, ["a", "b"])
