@@ -60,8 +60,9 @@ class TrainConfig:
     """A training, with the paper's settings (section 4.2) as defaults.
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
-    are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `per_hole`, `schedule`,
-    `warmup`, `clip`, `ema`, `phases`, `start` are ours, as mixed holes and, in `weights`, what ends in "_l1".
+    are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `residual`, `per_hole`,
+    `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and, in `weights`,
+    what ends in "_l1".
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
@@ -101,6 +102,8 @@ class TrainConfig:
     msfef_stages: Annotated[int, _network("Encoder stages that are MSFEF blocks.")] = 4
     kernel_sizes: Annotated[KernelSizes, _network("Of all MSFEF blocks, or of each.")] = (3, 5, 7)
     depth: Annotated[int, _network("Encoder stages; each halves the size.")] = 8
+
+    residual: Annotated[bool, _network("Let the network correct a smooth filling, not paint anew.")] = False
 
     weights: Annotated[
         Mapping[str, float],
@@ -201,7 +204,10 @@ class TrainConfig:
     @property
     def net(self) -> dict[str, Any]:
         """The arguments of `pconv_ext.InpaintingNet`."""
-        return {name: getattr(self, name) for name in ("width", "msfef_stages", "kernel_sizes", "depth")}
+        return {
+            name: getattr(self, name)
+            for name in ("width", "msfef_stages", "kernel_sizes", "depth", "residual")
+        }
 
     def phase(self, epoch: int) -> Phase:
         """What an epoch is trained with, the first being 0."""
