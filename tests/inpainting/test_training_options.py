@@ -10,7 +10,7 @@ from pconv_ext import checkpoint, masks
 from pconv_ext.data import PictureDataset, folder
 from pconv_ext.inpainting.cli.options import given
 from pconv_ext.inpainting.training import trainer
-from pconv_ext.inpainting.training.optimizing import running_mean
+from pconv_ext.inpainting.training.optimizing import running_mean, stalled
 from pconv_ext.inpainting.training.run_folder import RunFolder
 from pconv_ext.training import TrainConfig, train
 
@@ -261,3 +261,30 @@ def test_flip_mirrors_every_other_picture(pictures):
             assert same or torch.equal(flipped[index], mirror)
             mirrored += not same
     assert 0.3 < mirrored / (10 * len(plain)) < 0.7
+
+
+def test_stop_after(settings, tmp_path):
+    options = {"epochs": 50, "lr": 1e-30, "stop_after": 3, "min_epochs": 2}
+    assert train(settings | options, tmp_path)
+    assert len(history(tmp_path)) == 1 + 3  # nothing gets better than the first
+    assert train({}, tmp_path, resume=True)
+    assert len(history(tmp_path)) == 4
+    assert train({"min_epochs": 7}, tmp_path, resume=True)
+    assert len(history(tmp_path)) == 7
+
+
+def test_stalled():
+    def after(*losses, **options):
+        config = TrainConfig("photos", epochs=99, **{"stop_after": 2} | options)
+        return stalled(config, [{"val": {"total": loss}} for loss in losses])
+
+    assert not after()
+    assert not after(5, 5)
+    assert after(5, 5, 5)
+    assert after(5, 4.96, 4.951)  # never 1 % better than the best
+    assert not after(5, 4.96, 4.94)
+    assert after(5, 4, 4, 4)
+    assert not after(5, 4, 4, 4, min_epochs=5)
+    assert not after(5, 4, 4, 4, stop_after=None)
+    assert not after(5, 4, 9, 9, phases=[{"epoch": 3}])
+    assert after(5, 4, 9, 9, 9, phases=[{"epoch": 3}])

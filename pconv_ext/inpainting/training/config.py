@@ -46,6 +46,11 @@ def _positive(user: str, name: str, value: Any) -> None:
         number(user, name, value, lambda x: x > 0, "above 0")
 
 
+def _count(user: str, name: str, value: Any) -> None:
+    if value is not None:
+        integer(user, name, value, 1)
+
+
 def _one_of(values: Iterable[str]) -> Callable[[str, str, Any], object]:
     return partial(choice, choices=tuple(values))
 
@@ -61,8 +66,8 @@ class TrainConfig:
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
     are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `residual`, `per_hole`,
-    `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and, in `weights`,
-    what ends in "_l1".
+    `stop_after`, `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and, in
+    `weights`, what ends in "_l1".
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
@@ -126,6 +131,15 @@ class TrainConfig:
     ] = None
     batch_size: Annotated[int, _training("Pictures a step, over all processes.", _whole(1))] = 32
     epochs: Annotated[int, _training("How often every picture is seen.", _whole(1), replaceable=True)] = 120
+    stop_after: Annotated[
+        int | None,
+        _training(
+            "End before {epochs}, after so many without a validation loss better by 1 %.",
+            _count,
+            replaceable=True,
+        ),
+    ] = None
+    min_epochs: Annotated[int, _training("But not before so many.", _whole(0), replaceable=True)] = 0
     lr: Annotated[
         float, _training("Learning rate of Adam.", _real(lambda x: 0 < x <= 1e30, "above 0 and at most 1e30"))
     ] = 0.003

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 from .config import TrainConfig
 
 Scheduler: TypeAlias = ReduceLROnPlateau | LambdaLR
+
+_BETTER = 0.99
 
 
 def scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Scheduler:
@@ -26,6 +28,20 @@ def scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int)
         return risen * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def stalled(config: TrainConfig, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the validation loss has not become 1 % better in `stop_after` epochs of a phase."""
+    if config.stop_after is None or len(history) < config.min_epochs:
+        return False
+    best, since, number = math.inf, 0, -1
+    for epoch, record in enumerate(history):
+        phase = config.phase(epoch).number
+        if phase != number or record["val"]["total"] < _BETTER * best:
+            best, since, number = record["val"]["total"], 0, phase
+        else:
+            since += 1
+    return since >= config.stop_after
 
 
 def running_mean(net: nn.Module, decay: float) -> AveragedModel:

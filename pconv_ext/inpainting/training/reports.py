@@ -48,7 +48,7 @@ class Report:
     def __enter__(self) -> Report:
         if self.first:
             if self.finished:
-                self.console.print(f"all {self.config.epochs} epochs are done, --epochs N goes on")
+                self.console.print("all epochs are done; a larger --epochs, or --stop-after, goes on")
             self.bar.start()
         return self
 

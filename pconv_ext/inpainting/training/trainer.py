@@ -17,7 +17,7 @@ from ..checkpoint import CheckpointError, load_net
 from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
-from .optimizing import Scheduler, running_mean, scheduler
+from .optimizing import Scheduler, running_mean, scheduler, stalled
 from .phases import Phase
 from .pictures import Batches, Validation, datasets, identity, loader, warn_of_common
 from .processes import Processes
@@ -122,7 +122,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.progress.epoch >= self.config.epochs
+        done = self.progress.epoch >= self.config.epochs
+        return done or stalled(self.config, self.progress.history)
 
     def run(self) -> bool:
         """Train to the last epoch.
