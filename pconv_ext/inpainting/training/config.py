@@ -66,8 +66,8 @@ class TrainConfig:
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
     are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `residual`, `per_hole`,
-    `stop_after`, `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and, in
-    `weights`, what ends in "_l1".
+    `stop_after`, `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and,
+    in `weights`, what ends in "_l1".
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
