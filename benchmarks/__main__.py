@@ -16,7 +16,7 @@ COMMANDS = {
     "profile": ("gpu.profile", "where the time of a layer goes on a GPU, kernel by kernel"),
     "sanitize": ("gpu.sanitize", "compute-sanitizer over all operators"),
     "test": ("gpu.tests", "the tests that concern a GPU, within a deadline"),
-    "learn": ("measure.learning", "that the network learns: a short training against a mean in every hole"),
+    "learn": ("measure.learning", "that the network learns: a short training beside what costs nothing"),
 }
 
 

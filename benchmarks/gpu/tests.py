@@ -34,7 +34,13 @@ FIRST = (
     *("inpainting/test_model", "operators/test_reference", "backends/test_backends"),
 )
 #: Of what stands in for a GPU, of training and evaluation, of what pinned compilers make, of this file.
-ELSEWHERE = ("emulator/", "inpainting/", "machine_code/", "tooling/test_gpu_test_driver")
+ELSEWHERE = (
+    "emulator/",
+    "inpainting/",
+    "machine_code/",
+    "tooling/test_gpu_test_driver",
+    "tooling/test_learning",
+)
 ENDED = {0, 1, 5}  # exit codes of pytest that went through its share, 5 where the share was empty
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 INSTALL = "pip install 'pconv_ext[train]'"
 
+#: Packages that are imported by another name.
+_PACKAGES = {"PIL": "Pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image"}
 
-def require(user: str, module: str) -> Any:
-    """Import `module` and return it.
+
+def require(user: str, module: str, extra: str = "train") -> Any:
+    """Import `module` of the optional dependencies `extra` and return it.
 
     Raises:
         ImportError: it is missing or does not fit this environment; names `user`, what needs it, and the
@@ -18,7 +21,8 @@ def require(user: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch: RuntimeError
-        package = module.partition(".")[0].replace("PIL", "Pillow")
+        top = module.partition(".")[0]
+        install = INSTALL.replace("train", extra)
         raise ImportError(
-            f"{user} needs {package}: {INSTALL} (importing {module} failed: {error})"
+            f"{user} needs {_PACKAGES.get(top, top)}: {install} (importing {module} failed: {error})"
         ) from error

@@ -6,11 +6,14 @@ holds a whole file or the one before.
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from pathlib import Path
 
 from ._arguments import about
+
+_PARTIAL = ".partial"
 
 
 def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
@@ -20,7 +23,7 @@ def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     target = Path(file)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
@@ -35,6 +38,12 @@ def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(f"cannot write {target}: {error.strerror or error}") from error
         raise
+
+
+def remove_partial(file: Path) -> None:
+    """Remove what a killed process left of `write_atomically`."""
+    for leftover in file.parent.glob(f".{glob.escape(file.name)}.*{_PARTIAL}"):
+        leftover.unlink()
 
 
 def check_folder(user: str, name: str, folder: Path) -> None:

@@ -21,6 +21,8 @@ class Stream(enum.IntEnum):
     CROP = 3
     FOLDER_MASK = 4
     ORDER = 5
+    MIXED = 6
+    FLIP = 7
 
 
 def generator(stream: Stream, *numbers: int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def read(user: str, file: Path, advice: str) -> Mapping[str, Any]:
         except ImportError as error:
             raise ImportError(f"{user}: reading {file} needs safetensors: {INSTALL}. {advice}") from error
     try:
-        state: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # what torch warns of, an archive of TorchScript, is refused below
+            state: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything: RuntimeError, EOFError, KeyError, ...
         raise ValueError(f"{user}: {file} cannot be read ({reason(error)}). {advice}") from error
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
@@ -66,4 +71,6 @@ def reason(error: Exception) -> str:
     """Kind and first line of an error of another library, whose text may be long."""
     if isinstance(error, pickle.UnpicklingError):  # torch's own text is advice to run the code in the file
         return "it is no file of torch, or holds more than tensors"
+    if "TorchScript" in str(error):  # the same advice
+        return "it is a TorchScript archive, which holds code"
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

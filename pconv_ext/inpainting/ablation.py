@@ -74,7 +74,7 @@ def ablate(
         announce: called with a line about each configuration.
 
     Returns:
-        The reports by title; None after SIGINT or SIGTERM, with checkpoints written.
+        The reports by title; None after SIGINT, SIGTERM or SIGHUP, with checkpoints written.
 
     Raises:
         OSError, ValueError, ImportError: see `pconv_ext.training.train` and `pconv_ext.evaluation.evaluate`.
@@ -121,7 +121,8 @@ def _measure(
     }
     with contextlib.suppress(OSError, ValueError):  # there is none, or a damaged one
         report = Report.from_json(file.read_text(encoding="utf-8"))
-        if described.items() <= report.settings.items():
+        whole = all(one.psnr_holes_pooled is not None for one in report.bins if one.images)
+        if whole and described.items() <= report.settings.items():
             return report
     report = evaluate(
         load_net(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ __all__ = ["CheckpointError", "load_net", "load_training", "save_net"]
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 _KEY = "pconv_ext"  # of the metadata, a JSON object: everything but tensors
+_CHECKSUM = "sha256"
 
 
 class CheckpointError(ValueError):
@@ -42,9 +44,9 @@ def save_net(
         ImportError: safetensors is missing.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    metadata = {"format": 1, "net": net.config, "training": dict(training or {})}
+    metadata = json.dumps({"format": 1, "net": net.config, "training": dict(training or {})})
     save = require("checkpoint.save_net", "safetensors.torch").save
-    write_atomically(file, save(tensors, {_KEY: json.dumps(metadata)}))
+    write_atomically(file, save(tensors, {_KEY: metadata, _CHECKSUM: _checksum(metadata, tensors)}))
 
 
 def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingNet:
@@ -63,13 +65,45 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
     path = _find(Path(file))
     metadata, tensors = _read(path, with_tensors=True)
     try:
-        net = InpaintingNet(**metadata["net"], backend=backend)
-        net.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        net = _on_meta(metadata["net"], tensors, backend)
+        net.load_state_dict(tensors, assign=True)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no checkpoint of pconv_ext: {' '.join(str(error).split())[:200]}"
         ) from error
-    return net.eval()
+    return net.float().eval()
+
+
+def _on_meta(config: Any, tensors: Mapping[str, torch.Tensor], backend: str) -> InpaintingNet:
+    """The network of a configuration, without memory for what the tensors of the file then bring.
+
+    Nothing is built that has more layers than the file has tensors: what a header says may be anything.
+    """
+    sizes = config.get("kernel_sizes", ())
+    layers = [config.get("depth", 0), len(sizes), *(len(stage) for stage in sizes if isinstance(stage, list))]
+    if max(layers) > len(tensors):
+        raise ValueError(f"its network has {max(layers)} layers, its tensors are {len(tensors)}")
+    with torch.device("meta"):
+        net = InpaintingNet(**config, backend=backend)
+    for name, expected in net.state_dict().items():
+        found = tensors.get(name)
+        if (
+            found is None
+            or found.shape != expected.shape
+            or not (found.is_floating_point() or found.dtype == expected.dtype)
+        ):
+            got = "is missing" if found is None else f"is {found.dtype} {list(found.shape)}"
+            raise ValueError(f"its {name} must be {expected.dtype} {list(expected.shape)}, it {got}")
+    return net
+
+
+def _checksum(metadata: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of all that a file holds but of the order of its tensors."""
+    checksum = hashlib.sha256(metadata.encode())
+    for name, value in sorted(tensors.items()):
+        checksum.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        checksum.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -104,10 +138,15 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
     try:
         content = json.loads(metadata[_KEY])
         version = content["format"]
-    except (KeyError, TypeError, ValueError) as error:
+        training = content.setdefault("training", {})
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint of pconv_ext, it lacks its metadata") from error
     if version != 1:
         raise CheckpointError(
             f"{path} was written by a newer pconv_ext (format {version}), update the package"
         )
+    if not isinstance(training, dict):
+        raise CheckpointError(f"{path} is damaged, what it tells of its training is no object")
+    if with_tensors and _checksum(metadata[_KEY], tensors) != metadata.get(_CHECKSUM):
+        raise CheckpointError(f"{path} is damaged, its checksum does not fit")
     return content, tensors

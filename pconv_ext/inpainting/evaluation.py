@@ -1,4 +1,4 @@
-"""How well a network inpaints: L2, SSIM, PSNR and LPIPS for each bin of hole ratios.
+"""How well a network inpaints: L2, SSIM, PSNR, LPIPS and the PSNR in holes, for each bin of hole ratios.
 
 torchmetrics, of ``pip install 'pconv_ext[train]'``, has SSIM and LPIPS and is imported when `evaluate` runs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ._arguments import integer, interval
+from ._arguments import choice, integer, interval
 from ._extras import require
 from ._lpips import LEAST_SIZE, load_lpips
 from .data import InpaintingDataset, PictureDataset
@@ -27,10 +27,16 @@ __all__ = ["BinMetrics", "Report", "evaluate", "load_lpips"]
 
 _WINDOW = 11  # of SSIM
 
+#: What a row of a report is about: hole ratios [low, high), or "rectangle".
+Holes = str | tuple[float, float]
+
 
 @dataclass(frozen=True)
 class BinMetrics:
-    """Metrics of the images whose hole ratio is in [low, high); None is a value that was not measured."""
+    """Metrics of the images whose hole ratio is in [low, high); None is a value that was not measured.
+
+    With `holes` they are those of holes of that kind, whatever their ratio, and low and high are 0 and 1.
+    """
 
     low: float
     high: float
@@ -45,6 +51,17 @@ class BinMetrics:
     #: PSNR in dB of `l2`, the mean over all images; inf if all equal the truth.
     psnr_pooled: float | None = None
     lpips: float | None = None
+    #: Mean of the images' PSNR in dB over hole pixels alone, of the images that have a hole.
+    psnr_holes: float | None = None
+    #: PSNR in dB of the mean squared error over the hole pixels of all images together.
+    psnr_holes_pooled: float | None = None
+    #: "rectangle", or empty for irregular masks and those of a folder, which are sorted by their ratio.
+    holes: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables call these holes: "rectangle", or such as "[0.01, 0.1)"."""
+        return self.holes or f"[{self.low:g}, {self.high:g})"
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def evaluate(
     net: nn.Module,
     pictures: PictureDataset,
     *,
-    bins: Sequence[tuple[float, float]] = BINS,
+    bins: Sequence[Holes] = BINS,
     holes: MaskFolder | None = None,
     seed: int = 0,
     raw: bool = False,
@@ -110,15 +127,18 @@ def evaluate(
     """Inpaint pictures and measure how far the results are from the truth.
 
     What is measured is the composite, truth outside of the holes, clamped to [0, 1]. Values are means over
-    images, each measured by itself, so the batch size has no influence but rounding.
+    images, each measured by itself, so the batch size has no influence but rounding. PSNR in holes is that
+    of the hole pixels alone, composite or not: what is outside of them only dilutes the other metrics.
 
     Args:
         net: called with images float32 [N, 3, H, W] and masks uint8 [N, 1, H, W] for its idea of the images
             [N, 3, H, W]; in evaluation mode meanwhile.
         pictures: at least 11x11. One that cannot be read is left out and counted.
-        bins: hole ratios [low, high) to report by.
-        holes: masks. None draws irregular ones, for every picture one in every bin; from a folder each
-            picture gets one, and is counted in the bin that its mask falls into, or as outside of them.
+        bins: hole ratios [low, high) to report by. One that is "rectangle" in place of a pair stands for the
+            masks of `pconv_ext.masks.rectangle`, as the paper trains with, whatever their ratio.
+        holes: masks. None makes them, for every picture one in every bin, irregular but for "rectangle";
+            from a folder each picture gets one, and is counted in the bin that its mask falls into, or as
+            outside of them.
         seed: of the masks, in [0, 2**64): the same masks for every network.
         raw: measure the network's output instead of the composite.
         lpips: of `load_lpips`, or why there is none. Pictures smaller than 31x31 have none either.
@@ -132,7 +152,7 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range, a bin that pictures of this
-            size cannot have, pictures too small.
+            size cannot have or that masks of a folder cannot be sorted into, pictures too small.
         ImportError: torchmetrics is missing.
     """
     user = "evaluate"
@@ -143,8 +163,13 @@ def evaluate(
         )
     if not bins:
         raise ValueError(f"{user}: bins must be pairs [low, high), got none")
-    for low, high in bins:
-        interval(user, "bins", low, high, "0 <= low < high <= 1", (0, 1))
+    for one in bins:
+        if not isinstance(one, str):
+            interval(user, "bins", *one, "0 <= low < high <= 1", (0, 1))
+            continue
+        choice(user, "bins", one, ("rectangle",))
+        if holes is not None:
+            raise ValueError(f"{user}: bins must be pairs [low, high) for the masks of a folder, got {one!r}")
     integer(user, "batch_size", batch_size, 1)
     integer(user, "workers", workers, 0)
     count = len(pictures) if limit is None else min(integer(user, "limit", limit, 1), len(pictures))
@@ -170,7 +195,7 @@ def evaluate(
                     truth, mask = images[inside].to(device), masks[inside].to(device)
                     result = net(truth, mask).clamp(0, 1)
                     result = result if raw else composite(result, truth, mask)
-                    values = _measure(result, truth, metric).tolist()
+                    values = _measure(result, truth, mask, metric).tolist()
                     for i, place in enumerate(places[inside].tolist()):
                         measured[place].append(values[i])
                         if visit:
@@ -182,10 +207,10 @@ def evaluate(
         "pictures": count,
         "height": height,
         "width": width,
-        "masks": "irregular" if holes is None else f"one of {len(holes)} files for each picture",
+        "masks": _kinds(bins) if holes is None else f"one of {len(holes)} files for each picture",
         "seed": seed,
     }
-    means = tuple(_mean(low, high, rows) for (low, high), rows in zip(bins, measured, strict=True))
+    means = tuple(_mean(one, rows) for one, rows in zip(bins, measured, strict=True))
     return Report(means, raw, missing, outside, unreadable, settings)
 
 
@@ -195,14 +220,14 @@ class _Cases(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
     def __init__(
         self,
         pictures: PictureDataset,
-        bins: Sequence[tuple[float, float]],
+        bins: Sequence[Holes],
         holes: MaskFolder | None,
         seed: int,
     ) -> None:
         self.pictures = pictures
-        self.bins = bins
+        self.bins = [one for one in bins if not isinstance(one, str)]  # all of them for a folder
         self.from_folder = holes is not None
-        kinds = bins if holes is None else [holes]
+        kinds: Sequence[Holes | MaskFolder] = bins if holes is None else [holes]
         self.sets = [InpaintingDataset(pictures, kind, fixed=True, seed=seed) for kind in kinds]
         self.masks_each = len(self.sets)
 
@@ -227,10 +252,14 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _measure(result: Tensor, truth: Tensor, lpips: nn.Module | None) -> Tensor:
-    """L2, SSIM, PSNR and, if there is such a module, LPIPS of each image: float64 [N, 3 or 4]."""
-    l2 = (result.double() - truth.double()).square().mean((1, 2, 3))
-    values = [l2, _ssim(result, truth), -10 * l2.log10()]
+def _measure(result: Tensor, truth: Tensor, mask: Tensor, lpips: nn.Module | None) -> Tensor:
+    """L2, SSIM, the squared error of all values in holes, their number and, if there is such a module, LPIPS
+    of each image: float64 [N, 4 or 5].
+    """
+    squares = (result.double() - truth.double()).square()
+    hole = (mask == 0).expand_as(squares)
+    inside = torch.where(hole, squares, 0).sum((1, 2, 3))
+    values = [squares.mean((1, 2, 3)), _ssim(result, truth), inside, hole.sum((1, 2, 3))]
     if lpips is not None:
         values.append(lpips(2 * result - 1, 2 * truth - 1))
     return torch.stack([value.double() for value in values], 1)
@@ -249,19 +278,52 @@ def _ssim(result: Tensor, truth: Tensor) -> Tensor:
     return inside.mean((1, 2, 3))
 
 
-def _mean(low: float, high: float, rows: list[list[float]]) -> BinMetrics:
+def _mean(holes: Holes, rows: list[list[float]]) -> BinMetrics:
+    edges, kind = ((0.0, 1.0), holes) if isinstance(holes, str) else (holes, "")
     if not rows:
-        return BinMetrics(low, high, 0)
-    l2, ssim, psnr, *lpips = (math.fsum(values) / len(rows) for values in zip(*rows, strict=True))
-    pooled = -10 * math.log10(l2) if l2 else math.inf
-    return BinMetrics(low, high, len(rows), l2, ssim, psnr, pooled, *lpips)
+        return BinMetrics(*edges, 0, holes=kind)
+    errors, ssim, squares, counts, *lpips = zip(*rows, strict=True)
+    l2 = _average(errors)
+    in_holes = [(square, count) for square, count in zip(squares, counts, strict=True) if count]
+    return BinMetrics(
+        *edges,
+        len(rows),
+        l2,
+        _average(ssim),
+        _average(map(_decibels, errors)),
+        _decibels(l2),
+        _average(lpips[0]) if lpips else None,
+        psnr_holes=_average(_decibels(square / count) for square, count in in_holes) if in_holes else None,
+        psnr_holes_pooled=_decibels(math.fsum(squares) / math.fsum(counts)) if in_holes else None,
+        holes=kind,
+    )
+
+
+def _average(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found)
+
+
+def _decibels(mean_square: float) -> float:
+    """PSNR of values in [0, 1]; inf of no error."""
+    return -10 * math.log10(mean_square) if mean_square else math.inf
+
+
+def _kinds(bins: Sequence[Holes]) -> str:
+    return " and ".join(dict.fromkeys(one if isinstance(one, str) else "irregular" for one in bins))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
     """Check the types of a bin's values in JSON, strings being "inf" and "nan"."""
+    kind = metrics.pop("holes", "")
+    if not isinstance(kind, str):
+        raise TypeError(f"holes must be a string, got {kind!r}")
     values = {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
     for one in fields(BinMetrics):
-        value = values[one.name]
+        if one.name == "holes":
+            continue
+        # Reports of before there was a PSNR in holes have none.
+        value = values.get(one.name) if one.name.startswith("psnr_holes") else values[one.name]
         if not isinstance(value, (int, float)) and not (value is None and one.default is None):
             raise TypeError(f"{one.name} must be a number, got {value!r}")
-    return values
+    return {**values, "holes": kind}

@@ -1,4 +1,4 @@
-"""Figures such as the paper's: rows of truth, masked picture and output."""
+"""Figures such as the paper's: rows of truth, masked picture and output, or of several outputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GAP = 4  # pixels between pictures
+TITLE = 18  # pixels above the pictures for their titles
 
 
 def triptych(truth: Tensor, mask: Tensor, output: Tensor) -> list[Tensor]:
@@ -56,13 +57,39 @@ def tile(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     return sheet
 
 
-def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+def grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str] = ()) -> Image.Image:
     """Return `tile` as a PIL image.
 
+    Args:
+        rows: as for `tile`.
+        titles: of the columns, in small letters above them; none by default.
+
     Raises:
-        ValueError: see `tile`.
+        ValueError: see `tile`; titles for another number of columns.
         ImportError: Pillow is missing.
     """
     pil = require("figures.grid", "PIL.Image")
     pixels = (tile(rows) * 255).round().to(torch.uint8)
-    return pil.fromarray(pixels.permute(1, 2, 0).numpy())
+    pictures = pil.fromarray(pixels.permute(1, 2, 0).numpy())
+    if not titles:
+        return pictures
+    columns, width = len(rows[0]), rows[0][0].shape[2]
+    if len(titles) != columns:
+        raise ValueError(f"figures: titles must be one for each of {columns} columns, got {list(titles)}")
+    sheet = pil.new("RGB", (pictures.width, TITLE + pictures.height), "white")
+    sheet.paste(pictures, (0, TITLE))
+    for i, title in enumerate(titles):
+        sheet.paste(_label(title, width, titles), (i * (width + GAP), 0))
+    return sheet
+
+
+def _label(title: str, width: int, titles: Sequence[str]) -> Image.Image:
+    """`title` in the middle of a picture of its own, in the largest letters in which all `titles` fit."""
+    pil, draw = require("figures.grid", "PIL.Image"), require("figures.grid", "PIL.ImageDraw")
+    load = require("figures.grid", "PIL.ImageFont").load_default
+    fonts = (load(size) for size in range(TITLE - 5, 6, -1))
+    font = next((one for one in fonts if max(map(one.getlength, titles)) <= width), load(6))
+    label = pil.new("RGB", (width, TITLE), "white")  # what is too long for even the smallest ends with it
+    left = max(0, (width - font.getlength(title)) / 2)
+    draw.Draw(label).text((left, 1), title, fill="black", font=font)
+    return label

@@ -24,9 +24,17 @@ from ._vgg16 import POOLS, load_vgg16, vgg16_features
 
 __all__ = ["WEIGHTS", "InpaintingLoss", "gram_matrix", "load_vgg16", "vgg16_features"]
 
-#: Weight of every term in the total, w_1 to w_4 of eq. (5), with the paper's values (section 4.2).
+#: Weight of every term in the total, w_1 to w_4 of eq. (5), with the paper's values (section 4.2). The terms
+#: of absolute differences are ours.
 WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {"avail": 1.0, "missing": 6.0, "perceptual": 0.01, "style": 120.0}
+    {
+        "avail": 1.0,
+        "missing": 6.0,
+        "perceptual": 0.01,
+        "style": 120.0,
+        "avail_l1": 0.0,
+        "missing_l1": 0.0,
+    }
 )
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -86,6 +94,8 @@ class InpaintingLoss(nn.Module):
         missing    = ||(1 - M) (Y_out - Y_gt)||^2 / (C H W)
         perceptual = sum_l mean |phi_l(Y_out) - phi_l(Y_gt)| + mean |phi_l(Y_comp) - phi_l(Y_gt)|
         style      = sum_l mean |G_l(Y_out) - G_l(Y_gt)| + mean |G_l(Y_comp) - G_l(Y_gt)|
+        avail_l1   = ||M (Y_out - Y_gt)||_1 / (C H W)
+        missing_l1 = ||(1 - M) (Y_out - Y_gt)||_1 / (C H W)
         total      = the sum of weights[name] * name
 
     where G_l, [C_l, C_l], is `gram_matrix`. Every term is the mean over images of its value for one image.
@@ -99,6 +109,8 @@ class InpaintingLoss(nn.Module):
             and style are 0.
         weights: those that differ from `WEIGHTS`, by name. A term of weight 0 is neither computed nor
             returned.
+        per_hole: divide missing and missing_l1 of an image by C times its hole pixels, not by C H W: small
+            holes then count as much as large ones. Ours, not the paper's.
 
     Raises:
         TypeError: vgg16 is no ``nn.Sequential``.
@@ -109,8 +121,15 @@ class InpaintingLoss(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vgg16: nn.Sequential | None, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        vgg16: nn.Sequential | None,
+        weights: Mapping[str, float] | None = None,
+        *,
+        per_hole: bool = False,
+    ) -> None:
         super().__init__()
+        self.per_hole = per_hole
         merged = merged_weights("InpaintingLoss", weights or {})
         self.weights = {name: weight for name, weight in merged.items() if weight}
         self.features = _frozen(vgg16) if needs_vgg16(merged) else None
@@ -134,8 +153,7 @@ class InpaintingLoss(nn.Module):
             mask: [N or 1, 1, H, W], nonzero = valid; bool, uint8 or one of those dtypes.
 
         Returns:
-            Scalars by name: avail, missing, perceptual and style, unweighted, without those of weight 0, and
-            total.
+            Scalars by the names of `WEIGHTS`, unweighted, without those of weight 0, and total.
 
         Raises:
             TypeError, ValueError: the arguments have other types, dtypes, shapes or devices.
@@ -146,14 +164,23 @@ class InpaintingLoss(nn.Module):
         valid, target = mask != 0, target.detach()
         terms: dict[str, Tensor] = {}
         difference = _wide(output) - _wide(target)
-        if "avail" in self.weights:
-            terms["avail"] = torch.where(valid, difference, 0).square().mean()
-        if "missing" in self.weights:
-            terms["missing"] = torch.where(valid, 0, difference).square().mean()
+        distances = (("", torch.square), ("_l1", torch.abs))
+        for suffix, distance in distances:
+            if f"avail{suffix}" in self.weights:
+                terms[f"avail{suffix}"] = distance(torch.where(valid, difference, 0)).mean()
+            if f"missing{suffix}" in self.weights:
+                terms[f"missing{suffix}"] = self._in_holes(distance(torch.where(valid, 0, difference)), valid)
         if self.features is not None:
             terms |= self._feature_terms(self.features, _wide(output), _wide(target), valid)
         terms["total"] = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return terms
+
+    def _in_holes(self, distance: Tensor, valid: Tensor) -> Tensor:
+        """The mean over images of what is 0 where valid."""
+        if not self.per_hole:
+            return distance.mean()
+        holes = (~valid).sum((1, 2, 3)).clamp(min=1)
+        return (distance.sum((1, 2, 3)) / (holes * distance.shape[1])).mean()
 
     def _check_fit(self, output: Tensor) -> None:
         if output.device != self.mean.device:
@@ -197,7 +224,7 @@ class InpaintingLoss(nn.Module):
         return outputs
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights}"
+        return f"weights={self.weights}, per_hole={self.per_hole}"
 
 
 def _frozen(vgg16: Any) -> nn.Sequential:

@@ -25,8 +25,16 @@ from ._random import SEED_LIMIT, Stream, generator
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["BINS", "MaskFolder", "find_bin", "hole_ratio", "irregular", "load", "rectangle"]
+__all__ = ["BINS", "MaskFolder", "find_bin", "hole_ratio", "irregular", "load", "mixed", "rectangle"]
 
+_SHARES = (
+    0.3,
+    0.2,
+    0.2,
+    0.1,
+    0.1,
+    0.1,
+)  # of rectangles, and of strokes in each of BINS, in what `mixed` makes
 #: The hole ratios that the paper's ablation study is divided by, each [low, high).
 BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5))
 
@@ -118,6 +126,30 @@ def irregular(height: int, width: int, low: float, high: float, seed: int, index
             break
         missing = holes - total
     return torch.from_numpy((~painted).astype(np.uint8).reshape(1, height, width))
+
+
+def mixed(height: int, width: int, seed: int, index: int, *, count: int = 1) -> Tensor:
+    """Make a mask of holes of every kind: 3 in 10 of `rectangle`, 2 of `irregular` in each of the two bins of
+    the smallest holes, 1 in each of the others.
+
+    Args:
+        height, width: of the mask, in pixels.
+        seed, index: in [0, 2**64); the mask depends on these and the other arguments alone.
+        count: number of rectangles, where it is of these.
+
+    Returns:
+        uint8 [1, height, width], 1 = valid.
+
+    Raises:
+        TypeError, ValueError: as for `rectangle` and `irregular`.
+    """
+    user = "masks.mixed"
+    height, width = integer(user, "height", height, 1), integer(user, "width", width, 1)
+    _check_random(user, seed, index)
+    kind = int(generator(Stream.MIXED, seed, index).choice(len(_SHARES), p=_SHARES))
+    if kind == 0:
+        return rectangle(height, width, seed, index, count=count)
+    return irregular(height, width, *BINS[kind - 1], seed, index)
 
 
 def hole_ratio(mask: Tensor) -> float:

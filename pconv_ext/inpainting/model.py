@@ -13,6 +13,7 @@ from ..functional import upcat_partial_conv2d
 from ..modules import MSFEF, PartialConv2d
 from ..ops import upcat_partial_conv2d as _upcat_partial_conv2d
 from ._arguments import about, named
+from .smooth import smooth_fill
 
 __all__ = ["InpaintingNet", "composite"]
 
@@ -99,6 +100,8 @@ class InpaintingNet(nn.Module):
         kernel_sizes: of every MSFEF block, or a sequence of such for each of them. Smaller images need
             smaller kernels, larger ones larger: the paper's 3, 5, 7 are for 256x256.
         depth: encoder stages, at least 2; also decoder stages.
+        residual: add what the layers return to `smooth_fill` of the image, so that they only have to correct
+            it. Ours, not the paper's.
         backend: of the partial convolutions, as for `pconv_ext.partial_conv2d`.
 
     Attributes:
@@ -115,6 +118,7 @@ class InpaintingNet(nn.Module):
         msfef_stages: int = 4,
         kernel_sizes: Sequence[int] | Sequence[Sequence[int]] = (3, 5, 7),
         depth: int = 8,
+        residual: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -132,6 +136,7 @@ class InpaintingNet(nn.Module):
             "msfef_stages": msfef_stages,
             "kernel_sizes": [list(stage) for stage in sizes],
             "depth": depth,
+            "residual": bool(residual),
         }
         channels = [width * min(2**i, 8) for i in range(depth)]
         encoder, c_in = [], 3
@@ -169,13 +174,14 @@ class InpaintingNet(nn.Module):
         """
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"InpaintingNet: image must have shape [N, 3, H, W], got {list(image.shape)}")
+        base = smooth_fill(image, mask) if self.config["residual"] else None
         x, skips = image, []
         for stage in cast("list[_EncoderStage]", self.encoder):
             skips.append((x, mask))
             x, mask = stage(x, mask)
         for decoder_stage in cast("list[_DecoderStage]", self.decoder):
             x, mask = decoder_stage(x, mask, *skips.pop())
-        return x
+        return x if base is None else base + x
 
 
 def _per_stage(kernel_sizes: Sequence[int] | Sequence[Sequence[int]], stages: int) -> list[tuple[int, ...]]:

@@ -1,21 +1,22 @@
-"""Reports as tables, on screen and in files, and the paper's table of an ablation study with a plot.
+"""Reports as tables, on screen and in files: of a network, of a network beside others, and the paper's table
+of an ablation study with a plot.
 
 rich and matplotlib, of ``pip install 'pconv_ext[train]'``, are imported by the functions that use them.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._extras import require
 from ._files import write_atomically
+from ._layout import NONE, SEE_NOTE, Cell, bold, csv_text, line, mark_best, markdown, page, screen, shared
 from .evaluation import BinMetrics, Report
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ __all__ = [
     "ablation_markdown",
     "ablation_plot",
     "ablation_screen",
+    "comparison_csv",
+    "comparison_json",
+    "comparison_markdown",
+    "comparison_screen",
     "report_csv",
     "report_markdown",
     "report_screen",
     "write_ablation",
+    "write_comparison",
     "write_report",
 ]
 
@@ -47,21 +53,27 @@ _METRICS = (
     _Metric("PSNR", "psnr", True),
     _Metric("PSNR of mean L2", "psnr_pooled", True),
     _Metric("LPIPS", "lpips", False),
+    _Metric("Hole PSNR", "psnr_holes", True),
+    _Metric("Pooled hole PSNR", "psnr_holes_pooled", True),
 )
 #: The rows of the paper's table; its PSNR is that of the mean L2.
 _PAPER = (*_METRICS[:2], _METRICS[3]._replace(title="PSNR"), _METRICS[4])
+#: The rows of ours.
+_ABLATION = (*_PAPER, _METRICS[6])
 
 _MEANING = (
     "L2 is the mean squared error of values in [0, 1]. L2, SSIM, PSNR and LPIPS are means over images; PSNR "
-    "in dB; low is good for L2 and LPIPS, high for SSIM and PSNR."
+    "in dB; low is good for L2 and LPIPS, high for SSIM and PSNR. Hole PSNR is over hole pixels alone: the "
+    "mean of the images', and pooled that of the mean squared error over the hole pixels of all images."
 )
+_BEST = "Best values are bold, equal ones all: the lowest L2 and LPIPS, the highest SSIM and PSNR."
 _PAPER_NOTE = (
-    "Best values are bold, equal ones all: the lowest L2 and LPIPS, the highest SSIM and PSNR. PSNR is that "
-    "of the mean L2 of all images of a column, in dB, which is what the paper's table fits; the mean of the "
-    "images' PSNR is in the CSV."
+    f"{_BEST} PSNR is that of the mean L2 of all images of a column, in dB, which is what the paper's table "
+    "fits; the mean of the images' PSNR is in the CSV. Pooled hole PSNR, which the paper does not have, is "
+    "over the hole pixels of all images of a column alone."
 )
 
-_NONE, _SEE_NOTE = "–", "see note"  # cells without a number: no images in the bin, no LPIPS
+_CSV_HEADER = ["holes", "low", "high", "images", *(metric.name for metric in _METRICS)]
 
 # Okabe and Ito's colours, which can be told apart with any colour vision, and markers for print in grey.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
@@ -71,44 +83,88 @@ _MARKERS = "osD^vXP"
 def report_screen(report: Report) -> Table:
     """Return a ``rich.table.Table`` of a report, with its notes."""
     header, rows = _report_cells(report)
-    return _screen(header, [[(cell, False) for cell in row] for row in rows], _notes(report))
+    return screen(header, [list(map(Cell, row)) for row in rows], _notes(report))
 
 
 def report_markdown(report: Report) -> str:
     """Return a report as Markdown: the table, what it means, and the settings."""
     header, rows = _report_cells(report)
-    notes = [*_notes(report), _MEANING]
-    settings = [f"- {key}: {value}" for key, value in report.settings.items()]
-    return "\n".join([*_markdown(header, rows), *(f"\n{note}" for note in notes), "", *settings]) + "\n"
+    return page(markdown(header, rows), [*_notes(report), _MEANING], _settings(report))
 
 
 def report_csv(report: Report) -> str:
     """Return a report as CSV, a line for each bin, numbers in full.
 
-    A value that was not measured is empty; a missing LPIPS says why.
+    A value that was not measured is empty, and so are the ratios of rectangles, which have any; a missing
+    LPIPS says why.
     """
-    names = [metric.name for metric in _METRICS]
-    lines: list[list[Any]] = [["low", "high", "images", *names]]
-    for one in report.bins:
-        lines.append([one.low, one.high, one.images, *(_exact(report, one, name) for name in names)])
-    return _csv(lines)
+    return csv_text([_CSV_HEADER, *(_csv_line(report, one) for one in report.bins)])
 
 
 def write_report(report: Report, folder: Path) -> None:
     """Write ``metrics.csv``, ``metrics.md`` and ``metrics.json`` into an existing folder, each atomically."""
-    files = {
-        "metrics.csv": report_csv(report).encode(),
-        "metrics.md": report_markdown(report).encode(),
-        "metrics.json": report.to_json().encode(),
+    _write_metrics(folder, report_csv(report), report_markdown(report), report.to_json())
+
+
+def comparison_screen(reports: Mapping[str, Report]) -> Table:
+    """Return the table of `comparison_markdown` as a ``rich.table.Table`` that fits into 80 columns."""
+    header, rows = _comparison_cells(reports)
+    del header[2]
+    for i, row in enumerate(rows):
+        images, method = row.pop(2).text, i % len(reports)
+        if method:  # holes are said once, and the images below them, which spares a column
+            row[0] = Cell(f"{images} images" if method == 1 else "")
+    return screen(header, rows, _shared_notes(reports), left=2, section=len(reports))
+
+
+def comparison_markdown(reports: Mapping[str, Report]) -> str:
+    """Return the reports of several methods as one table in Markdown, rows being holes by method.
+
+    The best of each metric and holes is bold, as the digits shown decide. Below are what the table means and
+    the settings, those that not all have with whose they are.
+
+    Args:
+        reports: by the name of the method, in the order of the rows; all of the same bins.
+
+    Raises:
+        ValueError: no reports, or of different bins.
+    """
+    header, rows = _comparison_cells(reports)
+    settings = {
+        name: [one for one in _settings(report) if one != f"opponent: {name}"]  # the prefix says so
+        for name, report in reports.items()
     }
-    for name, content in files.items():
-        write_atomically(folder / name, content)
+    table = markdown(header, map(bold, rows), left=2)
+    return page(table, [_BEST, *_shared_notes(reports), _MEANING], shared(settings))
+
+
+def comparison_csv(reports: Mapping[str, Report]) -> str:
+    """Return the reports of several methods as the CSV of `report_csv`, with the method before it.
+
+    Raises as `comparison_markdown`.
+    """
+    bins = range(len(_common_titles("comparison", reports)))
+    lines = ([name, *_csv_line(report, report.bins[i])] for i in bins for name, report in reports.items())
+    return csv_text([["method", *_CSV_HEADER], *lines])
+
+
+def comparison_json(reports: Mapping[str, Report]) -> str:
+    """Return the reports of several methods as JSON: an object of `Report.to_json` by method, in their order.
+
+    Raises as `comparison_markdown`.
+    """
+    return _json("comparison", reports)
+
+
+def write_comparison(reports: Mapping[str, Report], folder: Path) -> None:
+    """Write what `write_report` writes, of several methods."""
+    _write_metrics(folder, comparison_csv(reports), comparison_markdown(reports), comparison_json(reports))
 
 
 def ablation_screen(reports: Mapping[str, Report]) -> Table:
     """Return the table of `ablation_markdown` as a ``rich.table.Table``."""
     header, rows = _ablation_cells(reports)
-    return _screen(header, [[(title, False), *cells] for title, cells in rows], _ablation_notes(reports))
+    return screen(header, rows, _shared_notes(reports))
 
 
 def ablation_markdown(reports: Mapping[str, Report]) -> str:
@@ -123,9 +179,8 @@ def ablation_markdown(reports: Mapping[str, Report]) -> str:
         ValueError: no reports, or of different bins.
     """
     header, rows = _ablation_cells(reports)
-    table = [[title, *(f"**{cell}**" if best else cell for cell, best in cells)] for title, cells in rows]
-    notes = [_PAPER_NOTE, *_ablation_notes(reports)]
-    return "\n".join([*_markdown(header, table), *(f"\n{note}" for note in notes)]) + "\n"
+    table = markdown(header, map(bold, rows))
+    return page(table, [_PAPER_NOTE, *_shared_notes(reports)])
 
 
 def ablation_csv(reports: Mapping[str, Report]) -> str:
@@ -133,19 +188,17 @@ def ablation_csv(reports: Mapping[str, Report]) -> str:
 
     A missing LPIPS says why. Raises as `ablation_markdown`.
     """
-    lines: list[list[Any]] = [["metric", "configuration", *map(_holes, _common_bins(reports))]]
+    lines: list[list[Any]] = [["metric", "configuration", *_common_titles("ablation", reports)]]
     for metric in _METRICS:
         for name, report in reports.items():
             values = (_exact(report, one, metric.name) for one in report.bins)
             lines.append([metric.name, name, *values])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def ablation_json(reports: Mapping[str, Report]) -> str:
     """Return an ablation study as JSON: an object of `Report.to_json` by configuration, in their order."""
-    _common_bins(reports)
-    content = {name: json.loads(report.to_json()) for name, report in reports.items()}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return _json("ablation", reports)
 
 
 def ablation_plot(reports: Mapping[str, Report]) -> bytes:
@@ -153,19 +206,19 @@ def ablation_plot(reports: Mapping[str, Report]) -> bytes:
 
     Raises as `ablation_markdown`, and ImportError where matplotlib is missing.
     """
-    bins = _common_bins(reports)
+    titles = _common_titles("ablation", reports)
     figure = require("ablation_plot", "matplotlib.figure").Figure(figsize=(11, 8.5), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, metric in zip(panels, _PAPER, strict=True):
         axes.set_title(f"{metric.title} ({'higher' if metric.higher_is_better else 'lower'} is better)")
         axes.set_xlabel("hole ratio")
-        axes.set_xticks(range(len(bins)), map(_holes, bins))
-        axes.set_xlim(-0.3, len(bins) - 0.7)
+        axes.set_xticks(range(len(titles)), titles)
+        axes.set_xlim(-0.3, len(titles) - 0.7)
         axes.grid(alpha=0.3)
         for i, (name, report) in enumerate(reports.items()):
             values = (getattr(one, metric.name) for one in report.bins)
             axes.plot(
-                range(len(bins)),
+                range(len(titles)),
                 [math.nan if value is None else value for value in values],
                 label=name,
                 color=_COLOURS[i % len(_COLOURS)],
@@ -173,7 +226,7 @@ def ablation_plot(reports: Mapping[str, Report]) -> bytes:
                 linewidth=1.8,
                 alpha=0.9,
             )
-        missing = dict.fromkeys(_line(report.lpips_missing) for report in reports.values())
+        missing = dict.fromkeys(line(report.lpips_missing) for report in reports.values())
         if metric.name == "lpips" and "" not in missing:
             axes.set_yticks([])
             why = textwrap.fill(f"Missing: {'; '.join(missing)}.", 50)
@@ -200,47 +253,58 @@ def write_ablation(reports: Mapping[str, Report], folder: Path) -> None:
 def _report_cells(report: Report) -> tuple[list[str], list[list[str]]]:
     header = ["holes", "images", *(metric.title for metric in _METRICS)]
     rows = [
-        [_holes(one), str(one.images), *(_cell(report, one, metric.name) for metric in _METRICS)]
+        [one.title, str(one.images), *(_cell(report, one, metric.name) for metric in _METRICS)]
         for one in report.bins
     ]
     return header, rows
 
 
-def _ablation_cells(
-    reports: Mapping[str, Report],
-) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
-    """The header, and rows of a title and of cells (text, whether it is the best of its metric and bin)."""
-    bins = _common_bins(reports)
-    rows: list[tuple[str, list[tuple[str, bool]]]] = []
-    for metric in _PAPER:
+def _ablation_cells(reports: Mapping[str, Report]) -> tuple[list[str], list[list[Cell]]]:
+    titles = _common_titles("ablation", reports)
+    rows: list[list[Cell]] = []
+    for metric in _ABLATION:
         table = [[_cell(report, one, metric.name) for one in report.bins] for report in reports.values()]
-        best = [_best(column, metric.higher_is_better) for column in zip(*table, strict=True)]
-        for name, cells in zip(reports, table, strict=True):
-            marked = [(cell, cell == top) for cell, top in zip(cells, best, strict=True)]
-            rows.append((f"{metric.title} ({name})", marked))
-    return ["metric", *map(_holes, bins)], rows
+        marked = mark_best(table, [metric.higher_is_better] * len(titles))
+        rows += [
+            [Cell(f"{metric.title} ({name})"), *cells] for name, cells in zip(reports, marked, strict=True)
+        ]
+    return ["metric", *titles], rows
 
 
-def _best(cells: Iterable[str], higher: bool) -> str | None:
-    numbers = [cell for cell in cells if cell not in (_NONE, _SEE_NOTE, "nan")]
-    return (max if higher else min)(numbers, key=float) if numbers else None
+def _comparison_cells(reports: Mapping[str, Report]) -> tuple[list[str], list[list[Cell]]]:
+    """A row is holes, method, images and the metrics."""
+    rows: list[list[Cell]] = []
+    for i, title in enumerate(_common_titles("comparison", reports)):
+        table = [[_cell(one, one.bins[i], metric.name) for metric in _METRICS] for one in reports.values()]
+        marked = mark_best(table, [metric.higher_is_better for metric in _METRICS])
+        for (name, report), cells in zip(reports.items(), marked, strict=True):
+            rows.append([Cell(title), Cell(name), Cell(str(report.bins[i].images)), *cells])
+    return ["holes", "method", "images", *(metric.title for metric in _METRICS)], rows
 
 
-def _common_bins(reports: Mapping[str, Report]) -> tuple[BinMetrics, ...]:
+def _common_titles(user: str, reports: Mapping[str, Report]) -> list[str]:
+    """Of the bins, which all reports have."""
     if not reports:
-        raise ValueError("ablation: reports must have a configuration, got none")
-    first, *others = reports
-    bins = reports[first].bins
+        raise ValueError(f"{user}: reports must be at least one, got none")
+    titles = {name: [one.title for one in report.bins] for name, report in reports.items()}
+    first, *others = titles
     for name in others:
-        if list(map(_holes, reports[name].bins)) != list(map(_holes, bins)):
-            raise ValueError(f"ablation: reports must have the same bins, {name!r} has others than {first!r}")
-    return bins
+        if titles[name] != titles[first]:
+            raise ValueError(f"{user}: reports must have the same bins, {name!r} has others than {first!r}")
+    return titles[first]
 
 
 def _notes(report: Report) -> list[str]:
     notes = ["Of the network's output." if report.raw else "Of the composite: the truth outside of holes."]
+    for setting, chosen in report.settings.items():
+        if isinstance(chosen, Mapping):  # by the title of the bin, see `opponents.compete`
+            titles: dict[Any, list[str]] = {}
+            for title, value in chosen.items():
+                titles.setdefault(value, []).append(title)
+            text = "; ".join(f"{value} for {', '.join(some)}" for value, some in titles.items())
+            notes.append(f"The better {setting} for each row, by pooled hole PSNR: {text}.")
     if report.lpips_missing:
-        notes.append(f"LPIPS is missing: {_line(report.lpips_missing)}.")
+        notes.append(f"LPIPS is missing: {line(report.lpips_missing)}.")
     if report.unreadable:
         notes.append(f"Left out: {report.unreadable} pictures that could not be read.")
     if report.outside:
@@ -248,53 +312,38 @@ def _notes(report: Report) -> list[str]:
     return notes
 
 
-def _ablation_notes(reports: Mapping[str, Report]) -> list[str]:
-    """What `_notes` says, once if it holds for all configurations."""
-    notes: dict[str, list[str]] = {}
-    for name, report in reports.items():
-        for note in _notes(report):
-            notes.setdefault(note, []).append(name)
-    return [
-        note if len(names) == len(reports) else f"{', '.join(names)}: {note}" for note, names in notes.items()
-    ]
+def _settings(report: Report) -> list[str]:
+    """But for those by bin, of which `_notes` speaks."""
+    return [f"{key}: {value}" for key, value in report.settings.items() if not isinstance(value, Mapping)]
 
 
-def _screen(header: Sequence[str], rows: Iterable[Sequence[tuple[str, bool]]], notes: Sequence[str]) -> Table:
-    user = "the table on screen"
-    text = require(user, "rich.text").Text
-    table: Table = require(user, "rich.table").Table(caption=text("\n".join(notes)), caption_justify="left")
-    for i, title in enumerate(header):
-        table.add_column(text(title), justify="right" if i else "left")  # Text: brackets are no markup
-    for row in rows:
-        table.add_row(*(text(cell, style="bold" if best else "") for cell, best in row))
-    return table
+def _shared_notes(reports: Mapping[str, Report]) -> list[str]:
+    return shared({name: _notes(report) for name, report in reports.items()})
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def _json(user: str, reports: Mapping[str, Report]) -> str:
+    _common_titles(user, reports)
+    content = {name: json.loads(report.to_json()) for name, report in reports.items()}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _csv(lines: Iterable[Iterable[Any]]) -> str:
-    content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows(lines)
-    return content.getvalue()
+def _write_metrics(folder: Path, table: str, text: str, content: str) -> None:
+    files = {"metrics.csv": table, "metrics.md": text, "metrics.json": content}
+    for name, one in files.items():
+        write_atomically(folder / name, one.encode())
+
+
+def _csv_line(report: Report, one: BinMetrics) -> list[Any]:
+    edges = ("", "") if one.holes else (one.low, one.high)
+    return [one.title, *edges, one.images, *(_exact(report, one, metric.name) for metric in _METRICS)]
 
 
 def _exact(report: Report, one: BinMetrics, name: str) -> Any:
-    return _line(report.lpips_missing) if name == "lpips" and report.lpips_missing else getattr(one, name)
+    return line(report.lpips_missing) if name == "lpips" and report.lpips_missing else getattr(one, name)
 
 
 def _cell(report: Report, one: BinMetrics, name: str) -> str:
     value = getattr(one, name)
     if value is None:
-        return _SEE_NOTE if name == "lpips" and report.lpips_missing else _NONE
+        return SEE_NOTE if name == "lpips" and report.lpips_missing else NONE
     return f"{value:.4f}"  # as many digits as the paper has
-
-
-def _holes(one: BinMetrics) -> str:
-    return f"[{one.low:g}, {one.high:g})"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")

@@ -21,6 +21,7 @@ DOCUMENTED = (
     "losses",
     "masks",
     "model",
+    "opponents",
     "training",
 )
 

@@ -1,8 +1,10 @@
 """``pconv-ext evaluate``, from arguments to files, and what it says when something is wrong."""
 
 import csv
+import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -16,8 +18,13 @@ from pconv_ext import InpaintingNet, data, masks
 from pconv_ext.checkpoint import load_net, save_net
 from pconv_ext.evaluation import Report, evaluate, load_lpips
 from pconv_ext.inpainting.cli import run
+from pconv_ext.inpainting.figures import TITLE
+from pconv_ext.opponents import OPPONENTS, compete
 
 torchvision_without_ops.make_importable()
+
+
+FIGURES = [*(f"holes-{low:g}-{high:g}.png" for low, high in masks.BINS), "holes-rectangle.png"]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +79,13 @@ def test_metrics_and_figures(command, inputs, tmp_path, random_lpips):
     report = Report.from_json((tmp_path / "out" / "metrics.json").read_text())
     pictures = data.PictureDataset(data.folder(inputs / "pictures"), 32)
     net = load_net(inputs / "net.safetensors")
-    expected = evaluate(net, pictures, lpips=load_lpips(random_lpips), seed=7, limit=2)
+    metric, bins = load_lpips(random_lpips), ("rectangle", *masks.BINS)
+    expected = evaluate(net, pictures, bins=bins, lpips=metric, seed=7, limit=2)
     assert report.bins == expected.bins
     names = {"checkpoint": str(inputs / "net.safetensors"), "folder": str(inputs / "pictures")}
     assert report.settings == names | expected.settings
     figures = tmp_path / "out" / "figures"
-    assert sorted(os.listdir(figures)) == [f"holes-{low:g}-{high:g}.png" for low, high in masks.BINS]
+    assert sorted(os.listdir(figures)) == FIGURES
     with Image.open(figures / "holes-0.4-0.5.png") as figure:
         assert figure.size == (3 * 32 + 2 * 4, 2 * 32 + 4)
         pixels = torch.from_numpy(np.array(figure)).permute(2, 0, 1)
@@ -98,9 +106,101 @@ def test_raw_masks_and_no_figures(command, inputs, tmp_path):
     report = Report.from_json((tmp_path / "out" / "metrics.json").read_text())
     assert report.raw
     assert sum(one.images for one in report.bins) == 4
+    assert len(report.bins) == 5  # no row of rectangles
     assert {i for i, one in enumerate(report.bins) if one.images} <= {1, 3}  # ratios 6/40 and 14/40
     assert report.lpips_missing == "--no-lpips was given"
     assert sorted(os.listdir(tmp_path / "out")) == ["metrics.csv", "metrics.json", "metrics.md"]
+
+
+def test_against(command, inputs, tmp_path):
+    """The network's rows are as without, the opponents' those of `compete`, and so are the figures."""
+    assert command("--no-lpips", "--seed", 3, "--limit", 3)[0] == 0
+    alone = Report.from_json((tmp_path / "out" / "metrics.json").read_text())
+    code, out, err = command(
+        "--no-lpips", "--seed", 3, "--limit", 3, "--against", "telea, mean,telea,biharmonic"
+    )
+    assert (code, err) == (0, "")
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(content) == ["network", "telea", "mean", "biharmonic"]
+    reports = {name: Report.from_json(json.dumps(value)) for name, value in content.items()}
+    assert reports["network"] == alone
+    pictures = data.PictureDataset(data.folder(inputs / "pictures"), 32)
+    bins = ("rectangle", *masks.BINS)
+    for name in ("telea", "mean", "biharmonic"):
+        outcome = compete(name, pictures, bins=bins, seed=3, limit=3)
+        assert reports[name].bins == outcome.report.bins
+        assert reports[name].settings == {"folder": str(inputs / "pictures")} | outcome.report.settings
+        assert reports[name].lpips_missing == "--no-lpips was given"
+    assert set(reports["telea"].settings["radius"]) == {one.title for one in alone.bins}
+    with (tmp_path / "out" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == [*content] * 6
+    assert [row["holes"] for row in rows[::4]] == [one.title for one in alone.bins]
+    text = (tmp_path / "out" / "metrics.md").read_text()
+    for part in (out, text):
+        assert part.count("biharmonic") == 6
+        assert "The better radius for each row" in part
+    assert "- network: checkpoint: " in text
+    assert sorted(os.listdir(tmp_path / "out" / "figures")) == FIGURES
+    outcome = compete("telea", pictures, bins=bins, seed=3, limit=3)
+    for place, holes in enumerate(bins):
+        name = "rectangle" if place == 0 else "{:g}-{:g}".format(*holes)
+        with Image.open(tmp_path / "out" / "figures" / f"holes-{name}.png") as figure:
+            assert figure.size == (6 * 32 + 5 * 4, TITLE + 2 * 32 + 4)
+            pixels = torch.from_numpy(np.array(figure)).permute(2, 0, 1)[:, TITLE + 36 :]  # the second row
+        truth = pictures[1]
+        mask = masks.rectangle(32, 32, 3, 1) if place == 0 else masks.irregular(32, 32, *holes, 3, 1)
+        forms = [load_net(inputs / "net.safetensors"), outcome.forms[place]]
+        forms += [OPPONENTS["mean"][0], OPPONENTS["biharmonic"][0]]
+        for column, form in enumerate(forms, 2):
+            with torch.inference_mode():
+                filled = torch.where(mask != 0, truth, form(truth[None], mask[None])[0].clamp(0, 1))
+            shown = pixels[:, :, 36 * column : 36 * column + 32].int()
+            # a value in the middle between two bytes may be rounded to either, in batches of another size
+            assert (shown - (filled * 255).round().int()).abs().max() <= 1
+    # without opponents and rectangles again, nothing of them is left
+    assert command("--no-lpips", "--masks", inputs / "masks", "--invert-mask")[0] == 0
+    assert "holes-rectangle.png" not in os.listdir(tmp_path / "out" / "figures")
+    assert "method" not in (tmp_path / "out" / "metrics.csv").read_text()
+
+
+def test_against_masks_of_a_folder(command, inputs, tmp_path):
+    options = (
+        "--no-lpips",
+        "--masks",
+        inputs / "masks",
+        "--invert-mask",
+        "--against",
+        "navier-stokes",
+        "--raw",
+    )
+    assert command(*options)[::2] == (0, "")
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for name in ("network", "navier-stokes"):
+        report = Report.from_json(json.dumps(content[name]))
+        assert report.raw
+        assert [one.low for one in report.bins] == [low for low, _ in masks.BINS]
+        assert sum(one.images for one in report.bins) == 4
+
+
+@pytest.mark.parametrize(
+    ("blocked", "names", "package"),
+    [
+        ("cv2", "mean,navier-stokes", "opencv-python-headless"),
+        ("skimage.restoration", "telea,biharmonic", "scikit-image"),
+    ],
+)
+def test_a_missing_dependency_is_told_before_anything_else(
+    command, tmp_path, monkeypatch, blocked, names, package
+):
+    monkeypatch.setitem(sys.modules, blocked, None)  # importing it fails
+    code, out, err = command("--no-lpips", "--against", names, checkpoint="nowhere", pictures="nowhere")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    line = (
+        f"pconv-ext: the opponent {names.split(',')[1]} needs {package}: pip install 'pconv_ext[opponents]'"
+    )
+    assert err.startswith(line)
+    assert os.listdir(tmp_path) == []
 
 
 def test_without_network_the_other_metrics_are_written(command, tmp_path, monkeypatch):
@@ -148,6 +248,12 @@ def test_splits(command, inputs, tmp_path):
         (["--lpips", "file"], {}, "load_lpips: file cannot be read"),
         (["--lpips", "file", "--no-lpips"], {}, "--lpips and --no-lpips exclude each other"),
         (["--invert-mask"], {}, "--invert-mask is about the pictures of --masks"),
+        (
+            ["--against", "mean,patch"],
+            {},
+            "--against must be one of 'mean', 'telea', 'navier-stokes', 'biharmonic', got 'patch'",
+        ),
+        (["--against", ""], {}, "--against must be one of .*got ''"),
         (["--split", "val"], {}, "--split must be one of 'all', 'train', 'test', got 'val'"),
         (["--split", "train"], {}, "needs the list .*trainnames.txt, which is not there"),
         (["--size", "0"], {}, "size must be an int of at least 1, got 0"),

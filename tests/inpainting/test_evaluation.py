@@ -1,5 +1,6 @@
-"""`evaluate` against the formulas of its metrics, written by hand in float64; LPIPS' weights."""
+"""`evaluate` against the formulas of its metrics, written by hand in float64; for LPIPS see test_lpips."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -8,11 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from support import torchvision_without_ops
-from support.pictures import mask_folder
-from support.weight_files import DOWNLOAD, offline, save
+from support.pictures import mask_folder, save_smooth
+from support.weight_files import lpips_state, save
 from torch import nn
 
 from pconv_ext import InpaintingNet, data, evaluation, masks
@@ -42,13 +42,12 @@ class Truth(nn.Module):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Five smooth pictures, 48 pixels wide and 40 high."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(5)
-    for i in range(5):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-        coarse.resize((48, 40), Image.Resampling.BICUBIC).save(root / f"{i}.png")
-    return root
+    return save_smooth(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def lpips_file(tmp_path_factory):
+    return save(lpips_state(), tmp_path_factory.mktemp("weights") / "lpips.safetensors")
 
 
 @pytest.fixture
@@ -74,11 +73,17 @@ def ssim_by_hand(one, other):
     return np.mean(values)
 
 
-def by_hand(pairs):
-    """L2, SSIM, PSNR and pooled PSNR of (result, truth) pairs."""
-    pairs = [(one.double().numpy(), other.double().numpy()) for one, other in pairs]
+def by_hand(cases):
+    """The metrics but for LPIPS, of (result, truth, mask)."""
+    pairs = [(one.double().numpy(), other.double().numpy()) for one, other, _ in cases]
     errors = [np.mean((one - other) ** 2) for one, other in pairs]
+    in_holes = [
+        (one - other)[:, mask[0].numpy() == 0] ** 2
+        for (one, other), (_, _, mask) in zip(pairs, cases, strict=True)
+    ]
     return {
+        "psnr_holes": np.mean([10 * math.log10(1 / error.mean()) for error in in_holes]),
+        "psnr_holes_pooled": 10 * math.log10(1 / np.concatenate(in_holes, 1).mean()),
         "l2": np.mean(errors),
         "ssim": np.mean([ssim_by_hand(one, other) for one, other in pairs]),
         "psnr": np.mean([10 * math.log10(1 / error) for error in errors]),
@@ -88,28 +93,109 @@ def by_hand(pairs):
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_metrics_equal_the_formulas_written_by_hand(pictures, raw):
-    report = evaluate(Guess(), pictures, raw=raw, seed=3)
-    assert [(one.low, one.high) for one in report.bins] == [*masks.BINS]
+    report = evaluate(Guess(), pictures, bins=(*masks.BINS, "rectangle"), raw=raw, seed=3)
+    assert [(one.low, one.high, one.holes) for one in report.bins] == [
+        *((*edges, "") for edges in masks.BINS),
+        (0, 1, "rectangle"),
+    ]
+    assert [one.title for one in report.bins[-2:]] == ["[0.4, 0.5)", "rectangle"]
     for one in report.bins:
-        pairs = []
+        cases = []
         for index in range(5):
-            truth, mask = pictures[index], masks.irregular(40, 48, one.low, one.high, 3, index)
+            truth = pictures[index]
+            if one.holes:
+                mask = masks.rectangle(40, 48, 3, index)
+            else:
+                mask = masks.irregular(40, 48, one.low, one.high, 3, index)
             guess = (truth.flip(2) * 1.3 - 0.1).clamp(0, 1)
-            pairs.append((guess if raw else torch.where(mask == 1, truth, guess), truth))
-        for name, value in by_hand(pairs).items():
+            cases.append((guess if raw else torch.where(mask == 1, truth, guess), truth, mask))
+        for name, value in by_hand(cases).items():
             # float32 variances in SSIM, see the comment there
             assert getattr(one, name) == pytest.approx(value, **CLOSE, abs=3e-5 * (name == "ssim")), name
         assert one.images == 5
         assert one.lpips is None
     assert report.raw is raw
     assert report.lpips_missing == "it was not asked for"
-    assert report.settings == {"pictures": 5, "height": 40, "width": 48, "masks": "irregular", "seed": 3}
+    expected = {"pictures": 5, "height": 40, "width": 48, "masks": "irregular and rectangle", "seed": 3}
+    assert report.settings == expected
+    assert Report.from_json(report.to_json()) == report
+    bins = evaluate(Guess(), pictures, limit=1)  # the default are the paper's
+    assert ([(one.low, one.high) for one in bins.bins], bins.settings["masks"]) == (
+        [*masks.BINS],
+        "irregular",
+    )
+
+
+class Known(nn.Module):
+    """Errs by 0.5 in every hole of the first picture it sees, by 0.1 in those of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.error = 0.5
+
+    def forward(self, image, mask):
+        assert len(image) == 1
+        error, self.error = self.error, 0.1
+        return torch.where(image > 0.5, image - error, image + error)
+
+
+def test_psnr_in_holes_of_unequal_holes(pictures):
+    """In the mean every picture counts alike, pooled its hole pixels do; no hole, no part in either."""
+    counts = []
+    report = evaluate(
+        Known(),
+        pictures,
+        bins=((0.0, 0.05),),
+        batch_size=1,
+        visit=lambda place, truth, mask, result: counts.append(int((mask == 0).sum())),
+    )
+    (one,) = report.bins
+    assert len({*counts}) > 1
+    errors = [0.5**2, *[0.1**2] * 4]
+    assert one.psnr_holes == pytest.approx(np.mean([-10 * math.log10(error) for error in errors]), **CLOSE)
+    pooled = np.average(errors, weights=counts)
+    assert one.psnr_holes_pooled == pytest.approx(-10 * math.log10(pooled), **CLOSE)
+
+
+def test_masks_without_holes_have_no_psnr_in_holes(pictures, tmp_path):
+    whole = masks.MaskFolder(mask_folder(tmp_path / "masks", (0,)), holes="white")
+    (one,) = evaluate(Guess(), pictures, bins=((0.0, 0.1),), holes=whole).bins
+    assert (one.images, one.psnr_holes, one.psnr_holes_pooled, one.psnr) == (5, None, None, math.inf)
+    mixed = masks.MaskFolder(mask_folder(tmp_path / "mixed", (0, 8)), holes="white")
+    cases = []
+    (one,) = evaluate(
+        Guess(),
+        pictures,
+        bins=((0.0, 0.5),),
+        holes=mixed,
+        seed=1,
+        visit=lambda _, truth, mask, result: cases.append((result, truth, mask)),
+    ).bins
+    cases = [case for case in cases if not case[2].all()]
+    assert 0 < len(cases) < one.images == 5
+    expected = by_hand(cases)
+    for name in ("psnr_holes", "psnr_holes_pooled"):
+        assert getattr(one, name) == pytest.approx(expected[name], **CLOSE)
+
+
+def test_reports_of_before(pictures):
+    """They have no PSNR in holes, and nothing but ratios."""
+    report = evaluate(Guess(), pictures, bins=TWO_BINS, limit=1)
+    content = json.loads(report.to_json())
+    for one in content["bins"]:
+        for name in ("psnr_holes", "psnr_holes_pooled", "holes"):
+            del one[name]
+    older = Report.from_json(json.dumps(content))
+    assert older.bins == tuple(
+        dataclasses.replace(one, psnr_holes=None, psnr_holes_pooled=None) for one in report.bins
+    )
 
 
 def test_images_equal_to_the_truth(pictures):
     report = evaluate(Truth(), pictures, raw=True)
     for one in report.bins:
         assert (one.l2, one.psnr, one.psnr_pooled) == (0, math.inf, math.inf)
+        assert (one.psnr_holes, one.psnr_holes_pooled) == (math.inf, math.inf)
         assert one.ssim == pytest.approx(1, abs=1e-6)
     text = report.to_json()
     assert json.loads(text, parse_constant=pytest.fail)["bins"][0]["psnr"] == "inf"
@@ -125,7 +211,8 @@ def test_neither_batches_nor_workers_change_values(pictures, lpips_file, options
         evaluate(net, pictures, bins=TWO_BINS, lpips=metric, **options).bins, expected.bins, strict=True
     ):
         for name, value in vars(other).items():
-            assert getattr(one, name) == pytest.approx(value, rel=1e-5), name
+            expected_value = value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+            assert getattr(one, name) == expected_value, name
 
 
 def test_modes_are_restored_whatever_happens(pictures):
@@ -180,6 +267,10 @@ def test_masks_of_a_folder(pictures, tmp_path):
     assert [one.images for one in report.bins] == [expected.count(0), expected.count(1)]
     assert report.outside == expected.count(None)
     assert report.settings["masks"] == "one of 4 files for each picture"
+    with pytest.raises(
+        ValueError, match=r"bins must be pairs \[low, high\) for the masks of a folder, got 'r"
+    ):
+        evaluate(Guess(), pictures, bins=("rectangle", *TWO_BINS), holes=folder)
     none = evaluate(Guess(), pictures, bins=((0.9, 1.0),), holes=folder)
     assert none.bins == (evaluation.BinMetrics(0.9, 1.0, 0),)
     assert none.outside == 5
@@ -188,7 +279,10 @@ def test_masks_of_a_folder(pictures, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"format": 2}', '{"format": 1}', '{"format": 1, "bins": [{"low": 0, "high": 1}]}'],
+    [
+        *("", "{", "[]", '{"format": 2}', '{"format": 1}', '{"format": 1, "bins": [{"low": 0, "high": 1}]}'),
+        '{"format": 1, "bins": [{"low": 0, "high": 1, "images": 1, "holes": 2}]}',
+    ],
 )
 def test_foreign_json(text):
     with pytest.raises(ValueError, match=r"^Report\.from_json: text must be the JSON of a report"):
@@ -200,6 +294,7 @@ def test_foreign_json(text):
     [
         ({"bins": ()}, "bins must be pairs"),
         ({"bins": ((0.5, 0.1),)}, "bins must satisfy 0 <= low < high <= 1, got 0.5 and 0.1"),
+        ({"bins": ("mixed",)}, "bins must be one of 'rectangle', got 'mixed'"),
         ({"bins": ((0.1001, 0.1002),)}, "a whole number of hole pixels"),
         ({"batch_size": 0}, "batch_size must be an int of at least 1, got 0"),
         ({"workers": -1}, "workers must be"),
@@ -221,121 +316,6 @@ def test_small_pictures(photos, lpips_file):
     assert report.lpips_missing == "it needs at least 31x31 pixels, the pictures are 11x30"
     assert all(one.lpips is None and one.ssim is not None for one in report.bins)
     assert evaluate(Guess(), data.PictureDataset(source, 31), lpips=metric).bins[0].lpips > 0
-
-
-CONVOLUTIONS = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-
-
-@pytest.fixture(scope="module")
-def lpips_state():
-    """Random weights, under the keys of a file."""
-    generator = torch.Generator().manual_seed(8)
-    state = {}
-    for i, (n, (c_out, c_in, k)) in enumerate(CONVOLUTIONS.items()):
-        scale = (2 / (c_in * k * k)) ** 0.5
-        state[f"features.{n}.weight"] = torch.randn(c_out, c_in, k, k, generator=generator) * scale
-        state[f"features.{n}.bias"] = torch.randn(c_out, generator=generator) * 0.1
-        state[f"lin{i}"] = torch.rand(1, c_out, 1, 1, generator=generator)
-    return state
-
-
-@pytest.fixture(scope="module")
-def lpips_file(lpips_state, tmp_path_factory):
-    return save(lpips_state, tmp_path_factory.mktemp("weights") / "lpips.safetensors")
-
-
-def lpips_by_hand(state, one, other):
-    def features(x):
-        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-        x = (x.double() - shift.double()[:, None, None]) / scale.double()[:, None, None]
-        for n in CONVOLUTIONS:
-            weight, bias = (state[f"features.{n}.{name}"].double() for name in ("weight", "bias"))
-            if n in (3, 6):
-                x = F.max_pool2d(x, 3, 2)
-            x = F.conv2d(x, weight, bias, 4 if n == 0 else 1, {0: 2, 3: 2}.get(n, 1)).relu()
-            yield x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt()
-
-    layers = enumerate(zip(features(one), features(other), strict=True))
-    return sum((state[f"lin{i}"].double() * (a - b) ** 2).sum(1).mean((1, 2)) for i, (a, b) in layers)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("size", [(31, 31), (64, 50)])
-def test_lpips_equals_the_formula_written_by_hand(lpips_state, tmp_path, suffix, size):
-    extra = {"classifier.1.weight": torch.ones(2, 2)}  # left out
-    metric = load_lpips(save(lpips_state | extra, tmp_path / f"lpips{suffix}"))
-    assert not any(module.training for module in metric.modules())
-    one, other = torch.rand(2, 3, 3, *size) * 2 - 1
-    with torch.no_grad():
-        distances = metric(one, other)
-    assert distances.shape == (3,)
-    # float32 sums of up to 3456 products in five layers; another epsilon or padding shows above 1e-3
-    torch.testing.assert_close(distances.double(), lpips_by_hand(lpips_state, one, other), rtol=1e-4, atol=0)
-    with pytest.raises(ValueError, match=r"H and W at least 31, got \[1, 3, 30, 31\]"):
-        metric(torch.zeros(1, 3, 30, 31), torch.zeros(1, 3, 30, 31))
-
-
-def test_lpips_in_a_report(pictures, lpips_state, lpips_file):
-    pairs = []
-    report = evaluate(
-        Guess(),
-        pictures,
-        bins=TWO_BINS[1:],
-        lpips=load_lpips(lpips_file),
-        visit=lambda _, truth, mask, result: pairs.append((result * 2 - 1, truth * 2 - 1)),
-    )
-    expected = lpips_by_hand(lpips_state, *map(torch.stack, zip(*pairs, strict=True))).mean().item()
-    assert report.bins[0].lpips == pytest.approx(expected, rel=1e-4)
-    assert report.lpips_missing == ""
-
-
-BAD_STATES = {
-    "incomplete": (lambda s: {k: s[k] for k in s if k != "lin4"}, "it lacks lin4"),
-    "another network": (
-        lambda s: {**s, "features.7.weight": torch.ones(2)},
-        "it has features.7.weight, which",
-    ),
-    "another shape": (
-        lambda s: {**s, "lin0": s["lin0"].flatten()},
-        r"its lin0 must be floating \[1, 64, 1, 1\], got torch.float32 \[64\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_STATES)
-def test_foreign_weights(lpips_state, tmp_path, case):
-    change, message = BAD_STATES[case]
-    file = save(change(lpips_state), tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=rf"^load_lpips: .*foreign.pth holds no LPIPS.*, {message}.*--lpips"):
-        load_lpips(file)
-
-
-def test_damaged_and_missing_weights(lpips_file, tmp_path):
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(lpips_file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"^load_lpips: .* cannot be read \(.*--lpips FILE.*download"):
-        load_lpips(damaged)
-    with pytest.raises(FileNotFoundError, match=r"^load_lpips: there is no file .*--lpips FILE.*download"):
-        load_lpips(tmp_path / "nowhere.pth")
-
-
-def test_weights_of_the_download(monkeypatch, lpips_state):
-    from torchvision.models import alexnet
-
-    state = alexnet(weights=None).state_dict()
-    state |= {key: value for key, value in lpips_state.items() if key in state}
-    monkeypatch.setattr(DOWNLOAD, lambda url, **options: state if "alexnet" in url else pytest.fail(url))
-    metric = load_lpips()
-    # torchmetrics brings the linear layers, behind a dropout
-    lins = {f"lin{i}": metric.network.state_dict()[f"lin{i}.model.1.weight"] for i in range(5)}
-    one, other = torch.rand(2, 2, 3, 40, 40) * 2 - 1
-    expected = lpips_by_hand(lpips_state | lins, one, other)
-    torch.testing.assert_close(metric(one, other).double(), expected, rtol=1e-4, atol=0)
-    offline(monkeypatch)
-    with pytest.raises(
-        OSError, match=r"download of AlexNet failed \(OSError: no route to host\).*--lpips FILE"
-    ):
-        load_lpips()
 
 
 def test_importing_imports_no_optional_library():

@@ -74,7 +74,7 @@ def test_pairs_with_a_folder_of_masks(photos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"holes": "circle"}, ValueError, "holes must be one of 'rectangle', got 'circle'"),
+        ({"holes": "circle"}, ValueError, "holes must be one of 'rectangle', 'mixed', got 'circle'"),
         ({"holes": 0.5}, TypeError, "holes must be a pair .* got 0.5"),
         ({"holes": (0.4, 0.3)}, ValueError, "low and high .* got 0.4 and 0.3"),
         ({"holes": (0.001, 0.002)}, ValueError, "whole number of hole pixels"),

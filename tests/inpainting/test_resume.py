@@ -188,7 +188,7 @@ class TestErrors:
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "absent"], "no file"),
             ([pictures, "--weights=style=1", "--vgg16", tmp_path / "text.txt"], "text.txt cannot be read"),
             ([pictures, "--masks", tmp_path / "empty"], "has no pictures"),
-            ([pictures, "--lr", "-1"], "lr must be above 0, got -1"),
+            ([pictures, "--lr", "-1"], "lr must be above 0 and at most 1e30, got -1"),
             ([pictures, "--factor", "1"], "factor must be between 0 and 1"),
             ([pictures, "--size", "0"], "size must be an int of at least 1, got 0"),
             (
@@ -197,7 +197,10 @@ class TestErrors:
             ),
             ([pictures, "--weights", "style"], "must look like style=120, got 'style'"),
             ([pictures, "--kernel-sizes", "3;5"], "must look like 3,5,7 or 3,5,7/3,5, got '3;5'"),
-            ([pictures, "--holes", "round"], "holes must be one of 'rectangle', 'irregular', got 'round'"),
+            (
+                [pictures, "--holes", "round"],
+                "holes must be one of 'rectangle', 'irregular', 'mixed', got 'round'",
+            ),
             ([pictures, "--device", "gpu7"], "device must be one that torch can use here"),
             ([pictures, "--sync-batchnorm"], "--sync-batchnorm needs GPUs"),
             ([pictures, "--invert-mask"], "--invert-mask is about the pictures of --masks"),
@@ -234,7 +237,9 @@ class TestErrors:
         torch.save({"model": torch.zeros(1)}, state)
         assert f"{state} is no training state" in self.fails(capsys, "-o", tmp_path / "run", "--resume")
         torch.save({"pconv_ext": 1, "config": {}}, state)
-        assert f"{state} is damaged, it lacks net" in self.fails(capsys, "-o", tmp_path / "run", "--resume")
+        assert f"{state} is damaged, it lacks mean, net" in self.fails(
+            capsys, "-o", tmp_path / "run", "--resume"
+        )
 
 
 def test_resumed_config():

@@ -20,10 +20,10 @@ OWN = {
 }
 WRONG = [
     ({"batch_size": 0}, "{batch_size} must be an int of at least 1, got 0"),
-    ({"lr": -1.0}, "{lr} must be above 0, got -1"),
+    ({"lr": -1.0}, "{lr} must be above 0 and at most 1e30, got -1"),
     ({"weight_decay": -1.0}, "{weight_decay} must be at least 0, got -1"),
     ({"patience": -1}, "{patience} must be an int of at least 0, got -1"),
-    ({"holes": "round"}, "{holes} must be one of 'rectangle', 'irregular', got 'round'"),
+    ({"holes": "round"}, "{holes} must be one of 'rectangle', 'irregular', 'mixed', got 'round'"),
     ({"save_every": 0}, "{save_every} must be an int of at least 1, got 0"),
     ({"seed": -1}, "{seed} must be an int in [0, 18446744073709551615), got -1"),
     ({"weights": {"stile": 0.0}}, "{weights} may have the names avail, missing, perceptual, style"),
@@ -55,7 +55,7 @@ def test_options_tell_the_defaults():
         if isinstance(default, (int, float, str)) and default is not False:
             assert option.help.endswith(f" (default: {default})")
     assert parameters("train")["weights"].help.endswith(
-        "(default: avail=1 missing=6 perceptual=0.01 style=120)"
+        "(default: avail=1 missing=6 perceptual=0.01 style=120 avail_l1=0 missing_l1=0)"
     )
     assert parameters("train")["kernel_sizes"].help.endswith("(default: 3,5,7)")
 
@@ -115,4 +115,6 @@ def test_streams_of_random_numbers_keep_their_numbers():
         "CROP": 3,
         "FOLDER_MASK": 4,
         "ORDER": 5,
+        "MIXED": 6,
+        "FLIP": 7,
     }

@@ -18,6 +18,15 @@ def save_photos(root):
     return root
 
 
+def save_smooth(root):
+    """Five smooth pictures, 48 pixels wide and 40 high, in a folder; the folder."""
+    rng = np.random.default_rng(5)
+    for i in range(5):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        coarse.resize((48, 40), Image.Resampling.BICUBIC).save(root / f"{i}.png")
+    return root
+
+
 def damage(path):
     path.write_bytes(path.read_bytes()[:-400])
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import tables
 from .._arguments import about, choice, integer
@@ -20,11 +23,16 @@ from .._files import check_folder, write_atomically
 from .._random import SEED_LIMIT
 from ..checkpoint import load_net, load_training
 from ..data import DATASETS, PictureCollection, PictureDataset, folder, has_split
+from ..evaluation import Holes
 from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
+from ..opponents import OPPONENTS, check_installed, compete
 from .metric import Lpips, NoLpips, metric
 from .options import Device, Workers
+
+_MADE: tuple[Holes, ...] = ("rectangle", *BINS)  # where masks are made
+_NETWORK = "network"  # among opponents
 
 
 def evaluate(
@@ -52,14 +60,22 @@ def evaluate(
     masks: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of mask pictures, dark = hole; by default every picture gets an irregular mask in "
-            "each bin of hole ratios.",
+            help="Folder of mask pictures, dark = hole; by default every picture gets a rectangle, as in the "
+            "paper's training, and an irregular mask in each bin of hole ratios.",
             show_default=False,
         ),
     ] = None,
     invert_mask: Annotated[
         bool, typer.Option("--invert-mask", help="In the pictures of --masks light = hole.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="What fills holes without a network, measured beside it: any of "
+            f"{','.join(OPPONENTS)}, commas between them. OpenCV's have the better of two radii, row by row.",
+            show_default=False,
+        ),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Measure the network's output, not the composite with the truth.")
     ] = False,
@@ -74,7 +90,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     figures: Annotated[int, typer.Option(help="Rows (truth, masked, output) in the figure of a bin.")] = 2,
 ) -> None:
-    """Measure a network: L2, SSIM, PSNR and LPIPS for each bin of hole ratios."""
+    """Measure a network: L2, SSIM, PSNR, LPIPS and PSNR in holes, for rectangles and bins of hole ratios."""
     for name, value, least, below in (
         ("batch_size", batch_size, 1, None),
         ("seed", seed, 0, SEED_LIMIT),
@@ -86,6 +102,10 @@ def evaluate(
         raise ValueError(
             f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
         )
+    names = [] if against is None else [name.strip() for name in dict.fromkeys(against.split(","))]
+    for name in names:
+        choice("evaluate", "against", name, tuple(OPPONENTS))
+    check_installed(names)
     check_folder("evaluate", "output", output)
     where = find_device("evaluate", device)
     net = load_net(checkpoint)
@@ -93,42 +113,71 @@ def evaluate(
         size = load_training(checkpoint).get("config", {}).get("size", 256)
     shown = PictureDataset(_collection(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
-    distance = metric(lpips, no_lpips)
-    rows: list[list[list[Tensor]]] = [[] for _ in BINS]
+    bins = _MADE if masks is None else BINS
+    options: dict[str, Any] = {
+        "bins": bins,
+        "holes": holes,
+        "seed": seed,
+        "raw": raw,
+        "lpips": metric(lpips, no_lpips),
+        "workers": workers,
+        "device": where,
+        "limit": limit,
+    }
+    rows: dict[tuple[nn.Module, int], list[list[Tensor]]] = defaultdict(list)  # by what filled them, and bin
 
-    def visit(place: int, truth: Tensor, mask: Tensor, result: Tensor) -> None:
-        if len(rows[place]) < figures:
-            rows[place].append([picture.cpu() for picture in triptych(truth, mask, result)])
+    def visit(filler: nn.Module, place: int, truth: Tensor, mask: Tensor, result: Tensor) -> None:
+        if len(rows[filler, place]) < figures:
+            rows[filler, place].append([picture.cpu() for picture in triptych(truth, mask, result)])
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
         report = measure(
             net,
             shown,
-            holes=holes,
-            seed=seed,
-            raw=raw,
-            lpips=distance,
             batch_size=batch_size,
-            workers=workers,
-            device=where,
-            limit=limit,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            visit=visit,
+            progress=_progress(bar, _NETWORK),
+            visit=partial(visit, net),
+            **options,
         )
-    names = {"checkpoint": _text(checkpoint), "folder": _text(pictures)}
-    report = dataclasses.replace(report, settings=names | report.settings)
+        outcomes = {
+            name: compete(name, shown, progress=_progress(bar, name), visit=visit, **options)
+            for name in names
+        }
+    reports = {_NETWORK: report, **{name: outcome.report for name, outcome in outcomes.items()}}
+    described = {name: {"folder": _text(pictures)} for name in reports}
+    described[_NETWORK] = {"checkpoint": _text(checkpoint), "folder": _text(pictures)}
+    reports = {
+        name: dataclasses.replace(one, settings=described[name] | one.settings)
+        for name, one in reports.items()
+    }
     (output / "figures" if figures else output).mkdir(parents=True, exist_ok=True)
-    for (low, high), some in zip(BINS, rows, strict=True):
-        file = output / "figures" / f"holes-{low:g}-{high:g}.png"
+    for one in _MADE:
+        (output / "figures" / _figure(one)).unlink(missing_ok=True)  # of an earlier evaluation
+    for place, one in enumerate(bins):
+        some = rows[net, place]
+        for outcome in outcomes.values():
+            filled = rows[outcome.forms[place], place]
+            some = [[*row, result] for row, (_, _, result) in zip(some, filled, strict=True)]
         if some:
-            write_atomically(file, _png(some))
-        else:
-            file.unlink(missing_ok=True)  # of an earlier evaluation
-    tables.write_report(report, output)
-    Console().print(tables.report_screen(report))
+            titles = ["truth", "masked", *reports] if names else []
+            write_atomically(output / "figures" / _figure(one), _png(some, titles))
+    if names:
+        tables.write_comparison(reports, output)
+        Console().print(tables.comparison_screen(reports))
+    else:
+        tables.write_report(reports[_NETWORK], output)
+        Console().print(tables.report_screen(reports[_NETWORK]))
     print(f"written to {output}")
+
+
+def _progress(bar: Progress, name: str) -> Callable[[int, int], None]:
+    task = bar.add_task(f"evaluating {name}", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _figure(holes: Holes) -> str:
+    return f"holes-{holes if isinstance(holes, str) else '{:g}-{:g}'.format(*holes)}.png"
 
 
 def _collection(dataset: str, pictures: Path, split: str | None) -> PictureCollection:
@@ -146,7 +195,7 @@ def _text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _png(rows: list[list[Tensor]]) -> bytes:
+def _png(rows: list[list[Tensor]], titles: list[str]) -> bytes:
     content = io.BytesIO()
-    grid(rows).save(content, "PNG")
+    grid(rows, titles).save(content, "PNG")
     return content.getvalue()

@@ -11,6 +11,7 @@ import typer
 
 from ..._backends import backends
 from ..training.config import KernelSizes, TrainConfig
+from ..training.phases import Phases
 from ..training.setting import Field, fields
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -85,6 +86,26 @@ def _weight(text: str) -> tuple[str, float]:
         raise ValueError(f"--weights must look like style=120, got {text!r}") from None
 
 
+def _phases(texts: list[str]) -> list[dict[str, Any]]:
+    return [_phase(text) for text in texts]
+
+
+def _phase(text: str) -> dict[str, Any]:
+    phase: dict[str, Any] = {"weights": {}}
+    try:
+        for part in text.split():
+            name, _, value = part.partition("=")
+            if name in ("size", "batch_size"):
+                phase[name] = [int(one) for one in value.split(",")]
+            elif name == "epoch":
+                phase[name] = int(value)
+            else:
+                phase["weights"][name] = float(value)
+    except ValueError:
+        raise ValueError(f"--phases must look like {_PHASE!r}, got {text!r}") from None
+    return phase
+
+
 class _Text(NamedTuple):
     """How a command line has what Python has as an object: the option's type, what reads it, an example."""
 
@@ -93,8 +114,10 @@ class _Text(NamedTuple):
     example: str
 
 
+_PHASE = "epoch=41 size=128,256 batch_size=8,2 style=120"
 _TEXTS: dict[Any, _Text] = {
     KernelSizes: _Text(str, _kernel_sizes, "3,5,7,9/3,5,7/3,5,7/3,5"),
+    Phases: _Text(list[str], _phases, f'"{_PHASE}"; may be repeated'),
     Mapping[str, float]: _Text(list[str], _weights, "style=0; may be repeated"),
 }
 

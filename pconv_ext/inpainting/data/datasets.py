@@ -36,7 +36,8 @@ class PictureDataset(Dataset[Tensor]):
             whole picture. What is taken is scaled to the size (bicubic, with antialiasing).
         scale: range of the share of the picture's area that "random" takes.
         ratio: range of the factor by which "random" changes the aspect ratio of the item.
-        seed: of "random", in [0, 2**64).
+        flip: mirror every other picture, left to right, others in every epoch.
+        seed: of "random" and of mirroring, in [0, 2**64).
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range; no picture can be read, which
@@ -52,25 +53,41 @@ class PictureDataset(Dataset[Tensor]):
         crop: str = "center",
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = False,
         seed: int = 0,
     ) -> None:
         user = "PictureDataset"
         require(user, "PIL.Image")
         self.collection = collection
-        self.height, self.width = _pair(user, size)
         choice(user, "crop", crop, ("center", "random", "none"))
         self.crop = crop
         interval(user, "scale", *_ends(user, "scale", scale), "0 < low <= high <= 1", (1e-6, 1))
         interval(user, "ratio", *_ends(user, "ratio", ratio), "0 < low <= high", (1e-6, math.inf))
-        self.scale, self.ratio = scale, ratio
+        self.scale, self.ratio, self.flip = scale, ratio, flip
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
-        # In shared memory, so that workers, also persistent ones, see a new epoch and what others reported.
+        # In shared memory, so that workers, also persistent ones, see a new epoch or size and what others
+        # reported.
+        self._size = torch.tensor(_pair(user, size)).share_memory_()
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(collection), dtype=torch.bool).share_memory_()
         self._load(0)
 
     def __len__(self) -> int:
         return len(self.collection)
+
+    @property
+    def height(self) -> int:
+        """Of the items, in pixels."""
+        return int(self._size[0])
+
+    @property
+    def width(self) -> int:
+        """Of the items, in pixels."""
+        return int(self._size[1])
+
+    def set_size(self, size: int | Sequence[int]) -> None:
+        """Choose another size of the items, before a loader is iterated over; its workers see it."""
+        self._size.copy_(torch.tensor(_pair("PictureDataset.set_size", size)))
 
     @property
     def epoch(self) -> int:
@@ -121,7 +138,10 @@ class PictureDataset(Dataset[Tensor]):
         elif self.crop == "random":
             box = self._random_box(picture.size, generator(Stream.CROP, self.seed, self.epoch, index))
         filters = require("PictureDataset", "PIL.Image").Resampling
-        return picture.resize((self.width, self.height), filters.BICUBIC, box)
+        fitted = picture.resize((self.width, self.height), filters.BICUBIC, box)
+        if self.flip and generator(Stream.FLIP, self.seed, self.epoch, index).random() < 0.5:
+            return fitted.transpose(require("PictureDataset", "PIL.Image").Transpose.FLIP_LEFT_RIGHT)
+        return fitted
 
     def _random_box(
         self, size: tuple[int, int], rng: np.random.Generator
@@ -145,9 +165,9 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pictures: have the sizes and the epoch.
-        holes: "rectangle", as the paper trains with; a bin (low, high) of hole ratios, such as one of
-            `pconv_ext.masks.BINS`, for irregular strokes; or a `pconv_ext.masks.MaskFolder`, from which masks
-            are drawn at random and scaled to the pictures.
+        holes: "rectangle", as the paper trains with; "mixed", see `pconv_ext.masks.mixed`; a bin (low, high)
+            of hole ratios, such as one of `pconv_ext.masks.BINS`, for irregular strokes; or a
+            `pconv_ext.masks.MaskFolder`, from which masks are drawn at random and scaled to the pictures.
         fixed: a picture keeps its mask in all epochs. By default True for a bin, which is for evaluation,
             else False.
         seed: of the masks, in [0, 2**64).
@@ -172,14 +192,13 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = integer(user, "seed", seed, 0, SEED_LIMIT)
         self.count = integer(user, "count", count, 1)
         if isinstance(holes, str):
-            choice(user, "holes", holes, ("rectangle",))
+            choice(user, "holes", holes, ("rectangle", "mixed"))
         elif not isinstance(holes, masks.MaskFolder):
             holes = _ends(user, "holes", holes)
         self.holes = holes
         self.fixed = isinstance(holes, tuple) if fixed is None else fixed
-        self._unreadable = torch.zeros(
-            len(holes) if isinstance(holes, masks.MaskFolder) else 0, dtype=torch.bool
-        ).share_memory_()
+        count_of_files = len(holes) if isinstance(holes, masks.MaskFolder) else 0
+        self._unreadable, self._odd = torch.zeros(2, count_of_files, dtype=torch.bool).share_memory_()
         self.mask(0)
 
     def __len__(self) -> int:
@@ -201,7 +220,8 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
             return self._from_folder(self.holes, draw, height, width)
         if isinstance(self.holes, tuple):
             return masks.irregular(height, width, *self.holes, self.seed, draw)
-        return masks.rectangle(height, width, self.seed, draw, count=self.count)
+        make = masks.mixed if self.holes == "mixed" else masks.rectangle
+        return make(height, width, self.seed, draw, count=self.count)
 
     def _from_folder(self, folder: masks.MaskFolder, draw: int, height: int, width: int) -> Tensor:
         """A mask at random or, if it is unreadable, the first readable one after it."""
@@ -211,11 +231,23 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
             if self._unreadable[candidate]:
                 continue
             try:
-                return folder.get(candidate, height, width)
+                mask = folder.get(candidate, height, width)
+                self._warn_if_odd(folder, candidate, mask)
+                return mask
             except _pictures.UnreadablePictureError as error:
                 self._unreadable[candidate] = True
                 warnings.warn(f"a mask is left out, another takes its place: {error}", stacklevel=2)
         raise ValueError(f"none of {len(folder)} masks can be read, the first is {folder.paths[0]}")
+
+    def _warn_if_odd(self, folder: masks.MaskFolder, index: int, mask: Tensor) -> None:
+        """Once for each mask that teaches nothing."""
+        if not self._odd[index] and (mask.all() or not mask.any()):
+            self._odd[index] = True
+            what = "has no holes" if mask.any() else "is all hole"
+            warnings.warn(
+                f"the mask {folder.paths[index]} {what}: in a picture of a mask {folder.holes} is hole",
+                stacklevel=2,
+            )
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

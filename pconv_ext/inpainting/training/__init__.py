@@ -8,9 +8,10 @@ from typing import Any
 
 from ..._backends import check_available
 from .._arguments import named
+from ..checkpoint import CheckpointError
 from .config import TrainConfig, resumed
 from .processes import Processes, processes
-from .run_folder import RunFolder
+from .run_folder import STATE, RunFolder
 from .trainer import DivergedError, Trainer
 
 __all__ = ["DivergedError", "TrainConfig", "train"]
@@ -42,10 +43,10 @@ def train(
         backend: of the partial convolutions.
 
     Returns:
-        Whether the last epoch was reached; False after SIGINT or SIGTERM, with a checkpoint written.
+        Whether the last epoch was reached; False after SIGINT, SIGTERM or SIGHUP, with a checkpoint written.
 
     Raises:
-        FileExistsError: `output` holds a training and `resume` is False.
+        FileExistsError: `output` holds a training and `resume` is False, or another process trains into it.
         OSError, ValueError, ImportError: settings that make no training, also: others than those of the
             training to resume.
         DivergedError: the loss is not finite any more.
@@ -65,24 +66,42 @@ def train_in(
 ) -> bool:
     """`train` in processes that exist."""
     folder = RunFolder(output)
+    try:
+        return _train(group, folder, settings, resume=resume, workers=workers, backend=backend)
+    finally:
+        folder.release()
 
+
+def _train(
+    group: Processes,
+    folder: RunFolder,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    workers: int,
+    backend: str,
+) -> bool:
     def begin() -> tuple[TrainConfig, dict[str, Any] | None]:
         folder.check()
+        folder.hold()
         check_available("train", backend, named("backend"))
         given = TrainConfig(**settings) if "data" in settings else None
         state = folder.load() if folder.begun else None
-        progress = state["progress"] if state else {}
         # A state before the first step is of a start that failed.
-        failed_start = state is not None and progress["epoch"] == progress["step"] == 0
+        failed_start = state is not None and state["progress"]["epoch"] == state["progress"]["step"] == 0
         if not resume and folder.used and not failed_start:
             raise FileExistsError(
-                f"{output} holds a training already: go on with it ({named('resume')}), or take another "
+                f"{folder.root} holds a training already: go on with it ({named('resume')}), or take another "
                 "folder"
             )
         if state is not None and resume:
+            try:
+                TrainConfig(**state["config"])
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{folder.root / STATE} is damaged, its settings: {error}") from error
             return resumed(state["config"], settings), state
         if given is None:
-            nothing = f"there is no training in {output} to resume; " if resume else ""
+            nothing = f"there is no training in {folder.root} to resume; " if resume else ""
             raise ValueError(f"train: {nothing}data must be given, the folder of the pictures")
         return given, None
 

@@ -12,12 +12,15 @@ from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
 from ..data import DATASETS
 from ..losses import WEIGHTS, merged_weights
+from .phases import Phase, Phases, phase_of
+from .phases import check as _phases
 from .setting import Setting, documented, fields
 
 KernelSizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
 
 CROPS = ("random", "center", "none")
-HOLES = ("rectangle", "irregular")
+HOLES = ("rectangle", "irregular", "mixed")
+SCHEDULES = ("plateau", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 # By the headings under which commands list them.
@@ -38,6 +41,16 @@ def _real(fits: Callable[[float], bool], expected: str) -> Callable[[str, str, A
     return partial(number, fits=fits, expected=expected)
 
 
+def _positive(user: str, name: str, value: Any) -> None:
+    if value is not None:
+        number(user, name, value, lambda x: x > 0, "above 0")
+
+
+def _count(user: str, name: str, value: Any) -> None:
+    if value is not None:
+        integer(user, name, value, 1)
+
+
 def _one_of(values: Iterable[str]) -> Callable[[str, str, Any], object]:
     return partial(choice, choices=tuple(values))
 
@@ -52,7 +65,9 @@ class TrainConfig:
     """A training, with the paper's settings (section 4.2) as defaults.
 
     The paper leaves open the weight decay, the patience and factor of the plateau schedule and how pictures
-    are cut to 256x256; the defaults of those are ours.
+    are cut to 256x256; the defaults of those are ours. Off by default, `flip`, `residual`, `per_hole`,
+    `stop_after`, `schedule`, `warmup`, `clip`, `ema`, `phases` and `start` are ours, as mixed holes are and,
+    in `weights`, what ends in "_l1".
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range.
@@ -73,9 +88,14 @@ class TrainConfig:
     ] = None
     size: Annotated[int, _pictures("Height and width of the pictures, in pixels.", _whole(1))] = 256
     crop: Annotated[str, _pictures(f"How pictures are cut: {_names(CROPS)}.", _one_of(CROPS))] = "random"
-    holes: Annotated[str, _pictures(f"Masks that are made: {_names(HOLES)} strokes.", _one_of(HOLES))] = (
-        "rectangle"
-    )
+    flip: Annotated[bool, _pictures("Mirror every other picture, others in every epoch.")] = False
+    holes: Annotated[
+        str,
+        _pictures(
+            "Masks that are made: rectangle, irregular strokes, or mixed: both, small holes more often.",
+            _one_of(HOLES),
+        ),
+    ] = "rectangle"
     rectangles: Annotated[int, _pictures("Rectangles in each mask.", _whole(1))] = 1
     masks: Annotated[
         str | None,
@@ -88,6 +108,8 @@ class TrainConfig:
     kernel_sizes: Annotated[KernelSizes, _network("Of all MSFEF blocks, or of each.")] = (3, 5, 7)
     depth: Annotated[int, _network("Encoder stages; each halves the size.")] = 8
 
+    residual: Annotated[bool, _network("Let the network correct a smooth filling, not paint anew.")] = False
+
     weights: Annotated[
         Mapping[str, float],
         _training(
@@ -96,6 +118,9 @@ class TrainConfig:
             default=" ".join(f"{name}={value:g}" for name, value in WEIGHTS.items()),
         ),
     ] = dataclasses.field(default_factory=dict)
+    per_hole: Annotated[
+        bool, _training("Divide missing and missing_l1 by the pixels of holes, not by all.")
+    ] = False
     vgg16: Annotated[
         str | None,
         _training(
@@ -106,16 +131,60 @@ class TrainConfig:
     ] = None
     batch_size: Annotated[int, _training("Pictures a step, over all processes.", _whole(1))] = 32
     epochs: Annotated[int, _training("How often every picture is seen.", _whole(1), replaceable=True)] = 120
-    lr: Annotated[float, _training("Learning rate of Adam.", _real(lambda x: x > 0, "above 0"))] = 0.003
+    stop_after: Annotated[
+        int | None,
+        _training(
+            "End before {epochs}, after so many without a validation loss better by 1 %.",
+            _count,
+            replaceable=True,
+        ),
+    ] = None
+    min_epochs: Annotated[int, _training("But not before so many.", _whole(0), replaceable=True)] = 0
+    lr: Annotated[
+        float, _training("Learning rate of Adam.", _real(lambda x: 0 < x <= 1e30, "above 0 and at most 1e30"))
+    ] = 0.003
     weight_decay: Annotated[
         float, _training("Weight decay of Adam.", _real(lambda x: x >= 0, "at least 0"))
     ] = 1e-5
+    schedule: Annotated[
+        str,
+        _training(
+            f"{_names(SCHEDULES)}: lr shrinks when the validation loss does not, or by step along half a "
+            "cosine, to 0 at the end of {epochs}.",
+            _one_of(SCHEDULES),
+        ),
+    ] = "plateau"
+    warmup: Annotated[int, _training("Steps in which lr rises to its value, with cosine.", _whole(0))] = 0
     patience: Annotated[
         int, _training("Epochs without a better validation loss before lr shrinks.", _whole(0))
     ] = 5
     factor: Annotated[
         float, _training("What lr is multiplied by then.", _real(lambda x: 0 < x < 1, "between 0 and 1"))
     ] = 0.5
+    clip: Annotated[
+        float | None,
+        _training("Largest norm of all gradients together; larger ones are scaled to it.", _positive),
+    ] = None
+    ema: Annotated[
+        float,
+        _training(
+            "Decay of a running mean of the weights, which is then what is validated and saved; 0 = none.",
+            _real(lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        ),
+    ] = 0.0
+    phases: Annotated[
+        Phases,
+        _training(
+            "From an epoch on, another {size}, {batch_size} or {weights}; several sizes take turns, an epoch "
+            "each.",
+            _phases,
+            default="",
+        ),
+    ] = ()
+    start: Annotated[
+        str | None,
+        _training("A .safetensors or folder with the network to begin with.", path=True, replaceable=True),
+    ] = None
     precision: Annotated[
         str, _training(f"{_names(PRECISIONS)}; auto is bfloat16 on GPUs that have it.", _one_of(PRECISIONS))
     ] = "auto"
@@ -140,11 +209,23 @@ class TrainConfig:
                 f"{about('TrainConfig', 'invert_mask')} is about the pictures of {named('masks')}, which is "
                 "None"
             )
+        if self.warmup and self.schedule != "cosine":
+            raise ValueError(
+                f"{about('TrainConfig', 'warmup')} is of the {named('schedule')} cosine, which is "
+                f"{self.schedule}"
+            )
 
     @property
     def net(self) -> dict[str, Any]:
         """The arguments of `pconv_ext.InpaintingNet`."""
-        return {name: getattr(self, name) for name in ("width", "msfef_stages", "kernel_sizes", "depth")}
+        return {
+            name: getattr(self, name)
+            for name in ("width", "msfef_stages", "kernel_sizes", "depth", "residual")
+        }
+
+    def phase(self, epoch: int) -> Phase:
+        """What an epoch is trained with, the first being 0."""
+        return phase_of(epoch, self.size, self.batch_size, self.weights, self.phases)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON holds them."""
@@ -152,6 +233,7 @@ class TrainConfig:
         stages: Any = self.kernel_sizes
         values["kernel_sizes"] = [list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in stages]
         values["weights"] = merged_weights("TrainConfig", self.weights)
+        values["phases"] = [dict(phase) for phase in self.phases]
         return values
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .. import masks
 from .._arguments import named
 from .._random import Stream, generator
 from ..data import DATASETS, InpaintingDataset, PictureCollection, PictureDataset, folder, has_split
 from .config import TrainConfig
+from .signals import ignore_signals
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,18 +37,57 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
         ImportError: Pillow, torchvision or what it reads a data set with is missing.
     """
     train, val = _collections(config)
-    holes: str | tuple[float, float] | masks.MaskFolder = "rectangle"
+    holes: str | tuple[float, float] | masks.MaskFolder
     if config.masks is not None:
         holes = masks.MaskFolder(config.masks, holes="white" if config.invert_mask else "black")
-    elif config.holes == "irregular":
-        holes = _IRREGULAR
+    else:
+        holes = _IRREGULAR if config.holes == "irregular" else config.holes
     made = []
     for collection, crop, fixed in ((train, config.crop, False), (val, "center", True)):
-        pictures = PictureDataset(collection, config.size, crop=crop, seed=config.seed)
+        pictures = PictureDataset(
+            collection, config.size, crop=crop, flip=config.flip and not fixed, seed=config.seed
+        )
         # Another seed, or validation would have the masks of the first epoch.
         seed = config.seed + 1 if fixed else config.seed
         made.append(InpaintingDataset(pictures, holes, fixed=fixed, seed=seed, count=config.rectangles))
     return made[0], made[1]
+
+
+def identity(pairs: InpaintingDataset, root: str) -> dict[str, Any]:
+    """What tells the pictures from others: how many, and a checksum of their names below `root` and sizes."""
+    collection = pairs.pictures.collection
+    checksum = hashlib.sha256()
+    for index in range(len(collection)):
+        name = collection.name(index)
+        size = os.path.getsize(name) if os.path.isfile(name) else 0
+        checksum.update(f"{os.fsencode(name.removeprefix(root))!r} {size}\n".encode())
+    return {"count": len(collection), "checksum": checksum.hexdigest()}
+
+
+def warn_of_common(train: InpaintingDataset, val: InpaintingDataset) -> None:
+    """A UserWarning where pictures to validate on are trained on too: files of the same content."""
+    by_size: dict[int, list[str]] = {}
+    for pairs in (train, val):
+        files = pairs.pictures.collection
+        for name in filter(os.path.isfile, map(files.name, range(len(files)))):
+            by_size.setdefault(os.path.getsize(name), []).append(name)
+    trained = {train.pictures.collection.name(i) for i in range(len(train))}
+    common = []
+    for same in by_size.values():
+        if len(same) > 1 and not trained.isdisjoint(same) and not trained.issuperset(same):
+            contents = {
+                hashlib.sha256(Path(name).read_bytes()).digest() for name in trained.intersection(same)
+            }
+            others = sorted({*same} - trained)
+            common += [
+                name for name in others if hashlib.sha256(Path(name).read_bytes()).digest() in contents
+            ]
+    if common:
+        warnings.warn(
+            f"{len(common)} of {len(val)} pictures to validate on are trained on too, the first is "
+            f"{common[0]}: the losses of validation will be too good",
+            stacklevel=2,
+        )
 
 
 class Validation(Dataset[tuple[Tensor, Tensor, bool]]):
@@ -116,33 +160,59 @@ class Batches:
 
     Attributes:
         epoch: whose order it is.
+        batch_size: of that epoch.
         start: how many batches of the next iteration to pass over; set back to 0 by it.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, processes: int = 1, rank: int = 0) -> None:
-        if batch_size % processes:
-            raise ValueError(
-                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
-                f"{processes}"
-            )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.processes, self.rank = processes, rank
         self.epoch = 0
         self.start = 0
-        full, last = divmod(length, batch_size)
-        self._count = full + (last // processes > 1)
-        if self._count == 0:
+        self.check(batch_size)
+
+    def check(self, batch_size: int) -> None:
+        """ValueError unless batches of this size can be divided among the processes, and there is one."""
+        if batch_size % self.processes:
             raise ValueError(
-                f"{length} pictures make no batch of at least 2 for each of {processes} processes"
+                f"{named('batch_size')} must be a multiple of the number of processes, got {batch_size} for "
+                f"{self.processes}"
+            )
+        if self.count(batch_size) == 0:
+            raise ValueError(
+                f"{self.length} pictures make no batch of at least 2 for each of {self.processes} processes"
             )
 
+    def count(self, batch_size: int) -> int:
+        """How many batches of this size an epoch has."""
+        full, last = divmod(self.length, batch_size)
+        return full + (last // self.processes > 1)
+
     def __len__(self) -> int:
-        return self._count
+        return self.count(self.batch_size)
+
+    def pictures(self, steps: int) -> int:
+        """How many pictures the first so many batches have, those of all processes together."""
+        taken = min(steps * self.batch_size, self.length)
+        return taken - taken % self.batch_size % self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         order = generator(Stream.ORDER, self.seed, self.epoch).permutation(self.length)
         first, self.start = self.start, 0
-        for step in range(first, self._count):
+        for step in range(first, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share].tolist()
+
+
+def loader(dataset: Dataset[Any], batches: Any, workers: int, device: torch.device) -> DataLoader[Any]:
+    """What reads a data set in so many processes besides, or in this one."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=ignore_signals,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or an iteration would take from the default one
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import figures
 from .._extras import require
 from .config import TrainConfig
+from .pictures import Batches
 
 
 class Report:
@@ -22,15 +23,14 @@ class Report:
     showed before.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, steps: int, done: int, *, first: bool) -> None:
-        """`steps` of an epoch; `done` of them, over all epochs."""
+    def __init__(self, config: TrainConfig, folder: Path, done: int, *, finished: bool, first: bool) -> None:
+        """`done`: steps, over all epochs; `finished`: there are no more."""
         self.first = first
         if not first:
             return
         console = require("train", "rich.console").Console(stderr=True)
         rich = require("train", "rich.progress")
-        self.config, self.steps = config, steps
-        self.finished = done >= config.epochs * steps
+        self.config, self.finished = config, finished
         self.bar = rich.Progress(
             rich.TextColumn("epoch {task.fields[epoch]}"),
             rich.BarColumn(),
@@ -41,14 +41,14 @@ class Report:
             disable=not console.is_terminal,
         )
         self.console = console
-        self.task = self.bar.add_task("", total=self.steps, epoch="", text="")
+        self.task = self.bar.add_task("", epoch="", text="")
         writer = require("train", "torch.utils.tensorboard").SummaryWriter
         self.board = writer(folder / "tensorboard", purge_step=done + 1)
 
     def __enter__(self) -> Report:
         if self.first:
             if self.finished:
-                self.console.print(f"all {self.config.epochs} epochs are done, --epochs N goes on")
+                self.console.print("all epochs are done; a larger --epochs, or --stop-after, goes on")
             self.bar.start()
         return self
 
@@ -57,24 +57,27 @@ class Report:
             self.bar.stop()
             self.board.close()
 
-    def begin(self, epoch: int, step: int) -> None:
-        """An epoch begins, or is continued after `step` steps."""
+    def begin(self, epoch: int, step: int, before: int, batches: Batches) -> None:
+        """An epoch begins, or is continued after `step` of its batches; `before` it were so many."""
         if not self.first:
             return
-        self.epoch, self.began_at = epoch, step
+        self.before, self.began_at = before, step
+        self.batches = batches
         self.clock, self.counted = time.perf_counter(), step
         self.began = self.clock
-        self.bar.reset(self.task, completed=step, epoch=f"{epoch + 1}/{self.config.epochs}", text="")
+        self.bar.reset(
+            self.task, total=len(batches), completed=step, epoch=f"{epoch + 1}/{self.config.epochs}", text=""
+        )
 
     def step(self, step: int, means: dict[str, float]) -> None:
         """`step` steps of the epoch are done, with these mean losses."""
         if not self.first:
             return
         now = time.perf_counter()
-        rate = (step - self.counted) * self.config.batch_size / (now - self.clock)
+        rate = self._pictures(self.counted, step) / (now - self.clock)
         self.clock, self.counted = now, step
         self.bar.update(self.task, completed=step, text=f"{_losses(means)}  {rate:.1f} images/s")
-        total = self.epoch * self.steps + step
+        total = self.before + step
         for name, value in means.items():
             self.board.add_scalar(f"step/{name}", value, total)
         self.board.add_scalar("step/images_per_second", rate, total)
@@ -83,7 +86,7 @@ class Report:
         """An epoch is done: its record, and validation pictures [n, 3, H, W], masks, composites."""
         if not self.first:
             return
-        epoch, total = record["epoch"], record["epoch"] * self.steps
+        epoch, total = record["epoch"], self.before + len(self.batches)
         for part in ("train", "val"):
             for name, value in record[part].items():
                 self.board.add_scalar(f"{part}/{name}", value, total)
@@ -91,14 +94,18 @@ class Report:
         rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
         self.board.add_image("val", figures.tile(rows), total)
         self.board.flush()
-        steps = self.counted - self.began_at
-        rate = steps * self.config.batch_size / (self.clock - self.began) if steps else 0.0
+        pictures = self._pictures(self.began_at, self.counted)
+        rate = pictures / (self.clock - self.began) if pictures else 0.0
         self.console.print(
             f"epoch {epoch}/{self.config.epochs}: train {_losses(record['train'])}; "
             f"val {_losses(record['val'])}; lr {record['lr']:g}; {rate:.1f} images/s",
             highlight=False,
             soft_wrap=True,
         )
+
+    def _pictures(self, first: int, last: int) -> int:
+        """In the steps of this epoch from one to another."""
+        return self.batches.pictures(last) - self.batches.pictures(first)
 
 
 def _losses(means: dict[str, float]) -> str:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from .._arguments import named
+from .._arguments import about, named
+from ..checkpoint import CheckpointError, load_net
 from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
-from .pictures import Batches, Validation, datasets
+from .optimizing import Scheduler, running_mean, scheduler, stalled
+from .phases import Phase
+from .pictures import Batches, Validation, datasets, identity, loader, warn_of_common
 from .processes import Processes
 from .reports import Report
-from .run_folder import RunFolder
+from .run_folder import STATE, RunFolder
+from .signals import stop_flag
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _REPORT_EVERY = 10  # steps between looks at the losses: each waits for the GPU
+_DIVERGED = 1000  # times the loss of the first step
 
 
 class DivergedError(ArithmeticError):
-    """The loss or a weight is not finite any more."""
+    """The loss or a weight is not finite any more, or the loss a thousand times what it was at first."""
+
+
+class OtherPicturesError(ValueError):
+    """A training is to be resumed with other pictures than it was begun with."""
 
 
 @dataclass
@@ -39,7 +44,8 @@ class Progress:
     Attributes:
         epoch: finished epochs.
         step: finished steps of the epoch in progress.
-        best: lowest validation loss so far.
+        best: lowest validation loss so far, of this phase.
+        first: total loss of the first step of this phase, None before it.
         sums: of the loss terms over the steps of this epoch, float64.
         history: one dict for each finished epoch.
     """
@@ -47,6 +53,7 @@ class Progress:
     epoch: int
     step: int
     best: float
+    first: float | None
     sums: Tensor
     history: list[dict[str, Any]]
 
@@ -78,63 +85,63 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.group = config, folder, group
         train, val = datasets(config)
-        self.pictures = {"train": len(train), "val": len(val)}
+        if group.first and state is None:
+            warn_of_common(train, val)
+        self.pictures = {
+            "train": identity(train, config.data),
+            "val": identity(val, config.val or config.data),
+        }
         self.batches = Batches(len(train), config.batch_size, config.seed, group.size, group.rank)
-        self.loader = _loader(train, self.batches, workers, group.device)
-        self.train_set = train
-        shares = [
-            list(range(first, min(first + config.batch_size, len(val))))[group.rank :: group.size]
-            for first in range(0, len(val), config.batch_size)
-        ]
-        self.val_loader = _loader(
-            Validation(val), [share for share in shares if share], workers, group.device
-        )
-
-        weights = config.to_dict()["weights"]
-        self.loss = InpaintingLoss(load_vgg16(config.vgg16) if needs_vgg16(weights) else None, weights)
-        self.terms = [*self.loss.weights, "total"]
+        self.loader = loader(train, self.batches, workers, group.device)
+        self.train_set, self.val_set = train, val
+        self.val_batches: list[list[int]] = []
+        self.val_loader = loader(Validation(val), self.val_batches, workers, group.device)
+        phases = [config.phase(epoch) for epoch in range(config.epochs)]
+        for phase in phases:
+            self.batches.check(phase.batch_size)
+        self.vgg16 = load_vgg16(config.vgg16) if any(needs_vgg16(p.weights) for p in phases) else None
         torch.manual_seed(config.seed)
-        self.net = InpaintingNet(**config.net, backend=backend)
-        self.loss.to(group.device)
-        self.net.to(group.device)
+        self.net = InpaintingNet(**config.net, backend=backend).to(group.device)
+        if config.start is not None and state is None:
+            _begin_with(self.net, config.start)
         if group.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            for module in (self.net, self.loss):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean = running_mean(self.net, config.ema) if config.ema else None
         self.parallel = group.wrap(self.net, sync_batchnorm=config.sync_batchnorm)
         self.optimizer = torch.optim.Adam(
             self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, patience=config.patience, factor=config.factor
-        )
-        self.progress = Progress(0, 0, math.inf, self._zeros(), [])
+        self.scheduler = self._scheduler()
+        self.phase = Phase(-1, 0, 0, 0, {})
+        self._enter(state["progress"]["epoch"] if state is not None else 0)
+        self.progress = Progress(0, 0, math.inf, None, self._zeros(), [])
         self.resumed = state is not None
         if state is not None:
             self._restore(state)
 
     @property
     def finished(self) -> bool:
-        return self.progress.epoch >= self.config.epochs
+        done = self.progress.epoch >= self.config.epochs
+        return done or stalled(self.config, self.progress.history)
 
     def run(self) -> bool:
         """Train to the last epoch.
 
         Returns:
-            Whether it got there; False where SIGINT or SIGTERM came, after which a checkpoint was written.
+            Whether it got there; False where a signal ended it, with a checkpoint written.
 
         Raises:
             DivergedError: a loss or weight is not finite; the checkpoint is the last good one.
             OSError: a checkpoint cannot be written.
         """
-        steps, root = len(self.batches), self.folder.root
-        done = self.progress.epoch * steps + self.progress.step
+        root, done = self.folder.root, self._steps_before(self.progress.epoch) + self.progress.step
+        if not self.resumed:  # before there is a thread that writes too, and would tell of a full disk again
+            self.save(best=False)
         with (
-            _stop_flag(loud=self.group.first) as stop,
-            Report(self.config, root, steps, done, first=self.group.first) as report,
+            stop_flag(loud=self.group.first) as stop,
+            Report(self.config, root, done, finished=self.finished, first=self.group.first) as report,
         ):
-            if not self.resumed:
-                self.save(best=False)
             while not self.finished:
                 if not self._epoch(stop, report):
                     return False
@@ -143,12 +150,17 @@ class Trainer:
     def _epoch(self, stop: threading.Event, report: Report) -> bool:
         """The rest of the epoch in progress; False where it was interrupted."""
         progress = self.progress
+        self._enter(progress.epoch)
         self.train_set.set_epoch(progress.epoch)
         self.batches.epoch, self.batches.start = progress.epoch, progress.step
         self.parallel.train()
-        report.begin(progress.epoch, progress.step)
+        before = self._steps_before(progress.epoch)
+        report.begin(progress.epoch, progress.step, before, self.batches)
         for image, mask in self.loader if progress.step < len(self.batches) else ():
-            progress.sums += self._step(image, mask)
+            terms = self._step(image, mask)
+            if progress.first is None:
+                progress.first = self.group.sum(terms.clone())[-1].item() / self.group.size
+            progress.sums += terms
             progress.step += 1
             if self.group.size == 1 and stop.is_set():
                 self.save(best=False)
@@ -171,7 +183,13 @@ class Trainer:
         with self._autocast():
             terms = self.loss(self.parallel(image, mask), image, mask)
         terms["total"].backward()
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
         self.optimizer.step()
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.net)
         return self._stack(terms)
 
     def _agree(self, stop: threading.Event) -> tuple[dict[str, float], bool]:
@@ -181,12 +199,18 @@ class Trainer:
         means = [value / self.progress.step / self.group.size for value in sums]
         if not all(map(math.isfinite, means)):
             raise DivergedError(self._diverged("the loss"))
+        self._check_growth("the loss", means[-1])
         return dict(zip(self.terms, means, strict=True)), stopped > 0
 
-    def _diverged(self, what: str) -> str:
+    def _check_growth(self, what: str, total: float) -> None:
+        first = self.progress.first
+        if first is not None and total > _DIVERGED * first:
+            raise DivergedError(self._diverged(what, f"is {total:.3g}, at first it was {first:.3g},"))
+
+    def _diverged(self, what: str, grown: str = "is not finite any more") -> str:
         at = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         return (
-            f"{what} is not finite any more at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
+            f"{what} {grown} at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
             f"with bfloat16, {named('precision')} float32; {self.folder.root} holds the last good checkpoint"
         )
 
@@ -195,20 +219,22 @@ class Trainer:
         train, _ = self._agree(threading.Event())
         val, shown = self._validate()
         lr = self.optimizer.param_groups[0]["lr"]
-        self.scheduler.step(val["total"])
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(val["total"])
         best = val["total"] < progress.best
         progress.history.append({"epoch": progress.epoch + 1, "lr": lr, "train": train, "val": val})
         report.end(progress.history[-1], shown)
-        self.progress = Progress(
-            progress.epoch + 1, 0, min(progress.best, val["total"]), self._zeros(), progress.history
-        )
+        lowest, first = min(progress.best, val["total"]), progress.first
+        if self._enter(progress.epoch + 1):  # losses of another phase say nothing about those of this
+            lowest, first = math.inf, None
+        self.progress = Progress(progress.epoch + 1, 0, lowest, first, self._zeros(), progress.history)
         self.save(best=best)
 
     @torch.no_grad()
     def _validate(self) -> tuple[dict[str, float], list[Tensor]]:
         """Mean loss terms over all validation pictures, and a few (truth, mask, composite) to look at."""
-        self.net.eval()
-        self.group.share_buffers(self.net)
+        net = self.saved.eval()
+        self.group.share_buffers(net)
         sums = torch.cat([self._zeros(), self._zeros()[:1]])
         shown: list[Tensor] = []
         for image, mask, readable in self.val_loader:
@@ -216,7 +242,7 @@ class Trainer:
                 continue
             image, mask = self._move(image[readable]), self._move(mask[readable])
             with self._autocast():
-                output = self.net(image, mask)
+                output = net(image, mask)
                 terms = self._stack(self.loss(output, image, mask))
             sums += torch.cat([terms, terms.new_ones(1)]) * len(image)
             if not shown:
@@ -225,6 +251,7 @@ class Trainer:
         means = {name: value / count for name, value in zip(self.terms, totals, strict=True)}
         if not math.isfinite(means["total"]):
             raise DivergedError(self._diverged("the validation loss"))
+        self._check_growth("the validation loss", means["total"])
         return means, shown
 
     def save(self, *, best: bool) -> None:
@@ -246,6 +273,7 @@ class Trainer:
             "progress": vars(progress),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "mean": self.mean and self.mean.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_random(self.group.device)},
         }
         summary = {
@@ -254,18 +282,74 @@ class Trainer:
             "step": progress.step,
             "history": progress.history[-1:],
         }
-        self.folder.save(state, self.net, summary, best=best)
+        self.folder.save({"net": self.net.state_dict(), **state}, self.saved, summary, best=best)
+
+    @property
+    def saved(self) -> InpaintingNet:
+        """The network that is validated and saved: of the running mean, where there is one."""
+        return self.net if self.mean is None else cast("InpaintingNet", self.mean.module)
+
+    def _enter(self, epoch: int) -> bool:
+        """Set up for an epoch; whether a phase begins with it."""
+        before, self.phase = self.phase, self.config.phase(epoch)
+        phase, val = self.phase, range(len(self.val_set))
+        if phase.weights != before.weights:
+            vgg16 = self.vgg16 if needs_vgg16(phase.weights) else None
+            loss = InpaintingLoss(vgg16, phase.weights, per_hole=self.config.per_hole)
+            self.loss = loss.to(self.group.device)
+            if self.group.device.type == "cuda":
+                self.loss.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.terms = [*self.loss.weights, "total"]
+        self.batches.batch_size = phase.batch_size
+        self.train_set.pictures.set_size(phase.size)
+        self.val_set.pictures.set_size(phase.val_size)
+        shares = [
+            val[first : first + phase.batch_size][self.group.rank :: self.group.size]
+            for first in range(0, len(val), phase.batch_size)
+        ]
+        self.val_batches[:] = [list(share) for share in shares if share]
+        begins = phase.number != before.number
+        if begins and isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler = self._scheduler()
+        return begins
+
+    def _scheduler(self) -> Scheduler:
+        return scheduler(self.optimizer, self.config, self._steps_before(self.config.epochs))
+
+    def _steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before one."""
+        return sum(self.batches.count(self.config.phase(e).batch_size) for e in range(epoch))
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["pictures"] != self.pictures:
-            raise ValueError(
-                f"the training in {self.folder.root} was begun with {state['pictures']['train']} pictures to "
-                f"train and {state['pictures']['val']} to validate on, got {self.pictures['train']} and "
-                f"{self.pictures['val']}"
-            )
+        """Go on from a state; an error where the pictures are others, or it is damaged."""
+        try:
+            train, val = (state["pictures"][part]["count"] for part in ("train", "val"))
+            new_train, new_val = (self.pictures[part]["count"] for part in ("train", "val"))
+            if (train, val) != (new_train, new_val):
+                raise OtherPicturesError(
+                    f"the training in {self.folder.root} was begun with {train} pictures to train and {val} "
+                    f"to validate on, got {new_train} and {new_val}"
+                )
+            if state["pictures"] != self.pictures:
+                raise OtherPicturesError(
+                    f"the training in {self.folder.root} was begun with other pictures: as many, with other "
+                    f"names or sizes than those in {self.config.data} or {self.config.val}"
+                )
+            self._take(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, OtherPicturesError):
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise CheckpointError(f"{self.folder.root / STATE} is damaged ({what})") from error
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state["scheduler"].keys() != self.scheduler.state_dict().keys():  # which it would not notice
+            raise ValueError("its scheduler is another")
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.mean is not None:
+            self.mean.load_state_dict(state["mean"])
         self.progress = Progress(**state["progress"])
         # The sums are over all processes: the first continues them, the others begin at 0.
         sums = self.progress.sums.to(self.group.device)
@@ -294,47 +378,15 @@ class Trainer:
         return torch.zeros(len(self.terms), dtype=torch.float64, device=self.group.device)
 
 
-def _loader(dataset: Dataset[Any], batches: Any, workers: int, device: torch.device) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or an iteration would take from the default one
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C, and what ends a job, reach all processes of a group; the main one decides."""
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+def _begin_with(net: InpaintingNet, file: str) -> None:
+    given = load_net(file)
+    if given.config != net.config:
+        raise ValueError(
+            f"{about('TrainConfig', 'start')} must be a network of {net.config}, {file} holds one of "
+            f"{given.config}"
+        )
+    net.load_state_dict(given.state_dict())
 
 
 def _cuda_random(device: torch.device) -> Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-@contextlib.contextmanager
-def _stop_flag(*, loud: bool) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in _STOPPING}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-        if loud:  # not by print, which a signal may have interrupted
-            os.write(2, b"stopping after this step; the same again ends without a checkpoint\n")
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

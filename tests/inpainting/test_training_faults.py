@@ -1,0 +1,287 @@
+"""What can go wrong around a training: it is told in one line, and nothing is lost or silently mixed up."""
+
+import json
+import re
+import resource
+import signal
+import time
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.trainings import ON_PIXELS, OPTIONS, SMALL, command, history, make_pictures
+from torch.utils.data import DataLoader
+
+from pconv_ext import Inpainter, InpaintingNet, checkpoint
+from pconv_ext.checkpoint import CheckpointError
+from pconv_ext.data import InpaintingDataset, PictureDataset, folder
+from pconv_ext.inpainting.cli import run
+from pconv_ext.inpainting.training.lock import FolderInUseError, Lock
+from pconv_ext.inpainting.training.pictures import Batches
+from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.masks import MaskFolder
+from pconv_ext.training import DivergedError, train
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    return make_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def settings(pictures):
+    return SMALL | {"data": str(pictures), "weights": ON_PIXELS}
+
+
+def one_line(capsys, *arguments):
+    """The one line on standard error of a command that fails."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run([*map(str, arguments)])
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+class TestTwoInOneFolder:
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_the_second_is_refused(self, pictures, tmp_path, capsys, resume):
+        folder = tmp_path / "run"
+        first = command("train", pictures, *OPTIONS, "--epochs=100000", "-o", folder)
+        try:
+            while not RunFolder(folder).begun:
+                assert first.poll() is None
+                time.sleep(0.01)
+            again = ["--resume"] if resume else []
+            message = one_line(capsys, "train", pictures, *OPTIONS, *again, "-o", folder)
+            assert f"{folder} is in use by another training (process {first.pid} on " in message
+        finally:
+            first.kill()
+            first.communicate()
+        # The crash has freed it.
+        epochs = RunFolder(folder).load()["progress"]["epoch"] + 1
+        assert train({"epochs": epochs}, folder, resume=True)
+
+    def test_in_one_process(self, settings, tmp_path):
+        held = Lock(tmp_path / ".lock")
+        with pytest.raises(FolderInUseError, match="is in use by another training"):
+            train(settings, tmp_path)
+        held.release()
+        train(settings, tmp_path)
+        assert not (tmp_path / ".lock").exists()
+
+
+class TestOtherPictures:
+    def test_as_many(self, settings, pictures, tmp_path):
+        train(settings, tmp_path / "run")
+        before = (tmp_path / "run" / "state.pt").read_bytes()
+        (pictures / "00.png").rename(pictures / "000.png")
+        with pytest.raises(
+            ValueError, match="was begun with other pictures: as many, with other names or sizes"
+        ):
+            train({"epochs": 3}, tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "state.pt").read_bytes() == before
+        (pictures / "000.png").rename(pictures / "00.png")
+        with (pictures / "00.png").open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(ValueError, match="was begun with other pictures"):
+            train({"epochs": 3}, tmp_path / "run", resume=True)
+
+    def test_a_moved_folder_is_the_same(self, settings, pictures, tmp_path):
+        train(settings, tmp_path / "run")
+        pictures.rename(tmp_path / "moved")
+        assert train({"epochs": 3, "data": str(tmp_path / "moved")}, tmp_path / "run", resume=True)
+
+
+class TestDivergence:
+    def test_is_more_than_nan(self, settings, tmp_path):
+        with pytest.raises(
+            DivergedError, match=r"loss is .*, at first it was .*, at epoch \d, step \d+: try"
+        ):
+            train(settings | {"lr": 1e3, "epochs": 6}, tmp_path)
+
+    def test_rates_that_are_no_float32(self, pictures, tmp_path, capsys):
+        message = one_line(capsys, "train", pictures, *OPTIONS, "--lr=1e300", "-o", tmp_path / "run")
+        assert "--lr must be above 0 and at most 1e30, got 1e+300" in message
+
+    def test_not_of_an_ordinary_training(self, settings, tmp_path):
+        train(settings | {"epochs": 8}, tmp_path)
+        assert len(history(tmp_path)) == 8
+
+
+class TestHugeHeaders:
+    """A file of some bytes asks for no memory or time that its tensors do not account for."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [{"width": 1500}, {"kernel_sizes": [list(range(1, 801, 2))] * 4}, {"depth": 10**6}, {"width": 10**9}],
+        ids=["wide", "many kernels", "deep", "wider than memory"],
+    )
+    def test_are_refused_at_once(self, tmp_path, config):
+        net = InpaintingNet(4, 1, (3,), 3)
+        file = tmp_path / "net.safetensors"
+        checkpoint.save_net(net, file)
+        rewrite(file, lambda content: content["net"].update(config))
+        began = time.process_time()
+        with pytest.raises(CheckpointError, match="is no checkpoint of pconv_ext: "):
+            Inpainter(file, device="cpu")
+        assert time.process_time() - began < 5
+
+
+def rewrite(file, change):
+    """Change the metadata of a network and its checksum with them."""
+    tensors = load_file(file)
+    with checkpoint.require("test", "safetensors").safe_open(file, "pt") as stream:
+        content = json.loads(stream.metadata()["pconv_ext"])
+    replaced = change(content)
+    text = replaced if isinstance(replaced, str) else json.dumps(content)
+    save_file(tensors, file, {"pconv_ext": text, "sha256": checkpoint._checksum(text, tensors)})
+
+
+class TestDamage:
+    def test_a_flipped_bit_in_a_network(self, tmp_path):
+        file = tmp_path / "net.safetensors"
+        checkpoint.save_net(InpaintingNet(4, 1, (3,), 3), file)
+        whole = file.read_bytes()
+        for place in np.random.default_rng().integers(8, len(whole), 30):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(np.random.default_rng().integers(8))
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=r"damaged|checkpoint"):
+                checkpoint.load_net(file)
+        file.write_bytes(whole)
+        checkpoint.load_net(file)
+
+    def test_a_flipped_bit_in_a_state(self, settings, tmp_path):
+        train(settings, tmp_path)
+        file = tmp_path / "state.pt"
+        whole = file.read_bytes()
+        for place in np.random.default_rng().integers(0, len(whole), 30):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(np.random.default_rng().integers(8))
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=r"state\.pt (is damaged|cannot be read)"):
+                RunFolder(tmp_path).load()
+
+    @pytest.mark.parametrize("training", [[1], None, "text", 3])
+    def test_odd_metadata(self, tmp_path, training):
+        file = tmp_path / "net.safetensors"
+        checkpoint.save_net(InpaintingNet(4, 1, (3,), 3), file)
+        rewrite(file, lambda content: content.update(training=training))
+        for load in (checkpoint.load_net, checkpoint.load_training):
+            with pytest.raises(CheckpointError, match="what it tells of its training is no object"):
+                load(file)
+
+    def test_deep_metadata(self, tmp_path):
+        file = tmp_path / "net.safetensors"
+        checkpoint.save_net(InpaintingNet(4, 1, (3,), 3), file)
+        rewrite(file, lambda content: "[" * 100_000 + "]" * 100_000)
+        with pytest.raises(CheckpointError, match="lacks its metadata"):
+            checkpoint.load_net(file)
+
+    def test_altered_states(self, settings, pictures, tmp_path, capsys):
+        """Written by this format, with a checksum that fits, and still wrong."""
+        folder = RunFolder(tmp_path / "run")
+        train(settings, folder.root)
+        whole = folder.load()
+        net = checkpoint.load_net(folder.root)
+        wrong = [
+            *({name: value} for name in whole.keys() - {"pconv_ext", "mean"} for value in (None, 3, [1], {})),
+            {"config": whole["config"] | {"width": "wide"}},
+            {"config": whole["config"] | {"unknown": 1}},
+            {"progress": whole["progress"] | {"epoch": "1"}},
+            {"progress": whole["progress"] | {"step": -1}},
+            {"progress": {"epoch": 1, "step": 0}},
+            {"net": dict(list(whole["net"].items())[1:])},
+            {"optimizer": {"state": {}, "param_groups": []}},
+        ]
+        for change in wrong:
+            folder.save(whole | change, net, {}, best=False)
+            message = one_line(capsys, "train", "--resume", "--epochs=3", "-o", folder.root)
+            assert f"{folder.root / 'state.pt'} is damaged" in message, change
+
+    def test_torchscript_is_no_weights(self, settings, tmp_path, capsys):
+        file = tmp_path / "script.pth"
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), file)
+        assert zipfile.is_zipfile(file)
+        arguments = ["--weights=style=1", "--vgg16", file, "-o", tmp_path / "run"]
+        message = one_line(capsys, "train", settings["data"], *OPTIONS, *arguments)
+        assert "script.pth" in message
+        assert "weights_only" not in message
+
+
+class TestAround:
+    def test_the_users_files_stay(self, settings, tmp_path):
+        kept = [
+            tmp_path / name for name in (".state.pt.backup", ".state.pt.20250101", ".best.safetensors.mine")
+        ]
+        for file in kept:
+            file.write_text("mine")
+        (tmp_path / ".state.pt.abcdefgh.partial").write_text("half")
+        train(settings, tmp_path)
+        assert all(file.read_text() == "mine" for file in kept)
+        assert not [*tmp_path.glob("*.partial"), *tmp_path.glob(".*.partial")]
+
+    def test_pictures_of_partial_batches(self):
+        for length, size, processes in ((13, 4, 1), (13, 4, 2), (13, 6, 3), (12, 4, 1), (9, 4, 2)):
+            parts = [Batches(length, size, 0, processes, rank) for rank in range(processes)]
+            taken = [[len(batch) for batch in part] for part in parts]
+            for steps in range(len(parts[0]) + 1):
+                assert parts[0].pictures(steps) == sum(sum(part[:steps]) for part in taken)
+
+    def test_hangup_saves(self, pictures, tmp_path):
+        folder = tmp_path / "run"
+        process = command("train", pictures, *OPTIONS, "--epochs=100000", "-o", folder)
+        while not RunFolder(folder).begun or RunFolder(folder).load()["progress"]["epoch"] == 0:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert re.search("stopped; .* holds a checkpoint", errors)
+
+    @pytest.mark.parametrize("resume", [[], ["--resume"]])
+    def test_a_disk_that_takes_nothing(self, pictures, tmp_path, resume):
+        """One line, and no traceback of the thread that TensorBoard writes in."""
+        folder = tmp_path / "run"
+        full = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))}
+        process = command("train", pictures, *OPTIONS, *resume, "-o", folder, **full)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert len(errors.splitlines()) == 1, errors
+        assert "cannot write" in errors or "File too large" in errors
+
+    def test_validation_on_what_is_trained_on(self, settings, pictures, tmp_path):
+        (tmp_path / "val").mkdir()
+        make_pictures(tmp_path / "val", 15)  # thirteen of them are those of `pictures`
+        for file in (tmp_path / "val").iterdir():
+            file.rename(file.with_name(f"other-{file.name}"))
+        with pytest.warns(UserWarning, match=r"13 of 15 pictures .* are trained on too.*other-00"):
+            train(settings | {"val": str(tmp_path / "val")}, tmp_path / "run")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            train(settings, tmp_path / "apart")
+
+    def test_masks_that_teach_nothing(self, settings, tmp_path):
+        (tmp_path / "masks").mkdir()
+        for name, value in (("none", 255), ("all", 0)):
+            Image.new("L", (16, 16), value).save(tmp_path / "masks" / f"{name}.png")
+        half = Image.new("L", (16, 16), 255)
+        half.paste(0, (0, 0, 8, 16))
+        half.save(tmp_path / "masks" / "half.png")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pairs = InpaintingDataset(
+                PictureDataset(folder(settings["data"]), 16), MaskFolder(tmp_path / "masks")
+            )
+            for _ in range(3):
+                list(DataLoader(pairs, 4))
+        texts = [str(warning.message) for warning in caught if "the mask" in str(warning.message)]
+        assert len(texts) == 2
+        assert any("none.png has no holes" in text for text in texts)
+        assert any("all.png is all hole" in text for text in texts)
