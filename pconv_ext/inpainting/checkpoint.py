@@ -20,6 +20,8 @@ __all__ = ["CheckpointError", "load_net", "load_training", "save_net"]
 
 #: The networks in the folder of a training: of the lowest validation loss, and of its last step.
 BEST, LAST = "best.safetensors", "last.safetensors"
+#: The network in a folder of `InpaintingNet.save_pretrained`.
+MODEL = "model.safetensors"
 
 _KEY = "pconv_ext"  # of the metadata, a JSON object: everything but tensors
 _CHECKSUM = "sha256"
@@ -30,7 +32,11 @@ class CheckpointError(ValueError):
 
 
 def save_net(
-    net: InpaintingNet, file: str | os.PathLike[str], training: Mapping[str, Any] | None = None
+    net: InpaintingNet,
+    file: str | os.PathLike[str],
+    training: Mapping[str, Any] | None = None,
+    *,
+    half: bool = False,
 ) -> None:
     """Write a network as safetensors, atomically.
 
@@ -38,12 +44,19 @@ def save_net(
         net: parameters and buffers are saved as they are, `net.config` as metadata.
         file: its folder must exist.
         training: what else to keep, of what JSON can hold; `load_training` returns it.
+        half: kernels in float16, half the size; all else, scales and statistics of norms among it, as it is.
 
     Raises:
+        ValueError: a kernel has a value that float16 does not.
         OSError: the file cannot be written.
         ImportError: safetensors is missing.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    if half:
+        tensors |= {name: value.half() for name, value in tensors.items() if value.dim() == 4}
+        infinite = [name for name, value in tensors.items() if not value.isfinite().all()]
+        if infinite:
+            raise ValueError(f"checkpoint.save_net: {infinite[0]} has values that float16 cannot hold")
     metadata = json.dumps({"format": 1, "net": net.config, "training": dict(training or {})})
     save = require("checkpoint.save_net", "safetensors.torch").save
     write_atomically(file, save(tensors, {_KEY: metadata, _CHECKSUM: _checksum(metadata, tensors)}))
@@ -54,7 +67,7 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
 
     Args:
         file: a ``.safetensors`` of `save_net`, or the folder of a training run, whose best network by
-            validation loss it takes (before there is one, the last).
+            validation loss it takes (before there is one, the last), or of `InpaintingNet.save_pretrained`.
         backend: of its partial convolutions.
 
     Raises:
@@ -115,10 +128,10 @@ def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        for name in (BEST, LAST):
+        for name in (BEST, LAST, MODEL):
             if (path / name).is_file():
                 return path / name
-        raise FileNotFoundError(f"the folder {path} holds no checkpoint ({BEST} or {LAST})")
+        raise FileNotFoundError(f"the folder {path} holds no checkpoint ({BEST}, {LAST} or {MODEL})")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     return path

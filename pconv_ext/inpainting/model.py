@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -158,6 +159,63 @@ class InpaintingNet(nn.Module):
             c_in = c_skip
         self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(decoder)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, backend: str = "auto"
+    ) -> InpaintingNet:
+        """Return a trained network, in evaluation mode on the CPU.
+
+        Args:
+            name: "pconv-photos", which comes with the package; a folder of `save_pretrained`; or a repository
+                of the Hugging Face hub, "owner/name".
+            revision: of the repository.
+            backend: of the partial convolutions.
+
+        Raises:
+            FileNotFoundError: no such name, folder or file.
+            CheckpointError: a ValueError; a foreign or damaged file.
+            ImportError: safetensors is missing, or for a repository huggingface_hub.
+        """
+        from . import pretrained
+
+        return pretrained.load(name, revision, backend)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where there is none, ``README.md`` with metadata.
+
+        Args:
+            folder: made if it is missing.
+            half: kernels in float16, see `pconv_ext.checkpoint.save_net`.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: a kernel has a value that float16 does not.
+        """
+        from . import pretrained
+
+        pretrained.save(self, folder, half)
+
+    def push_to_hub(
+        self, repository: str, *, half: bool = False, private: bool = False, revision: str | None = None
+    ) -> str:
+        """Write what `save_pretrained` does into a repository of the Hugging Face hub.
+
+        Args:
+            repository: "owner/name", made if it is missing.
+            half: as for `save_pretrained`.
+            private: whether a repository that is made is.
+            revision: the branch.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: huggingface_hub is missing; and what that raises.
+        """
+        from . import pretrained
+
+        return pretrained.push(self, repository, half, private, revision)
 
     def forward(self, image: Tensor, mask: Tensor | None) -> Tensor:
         """Inpaint.

@@ -13,7 +13,9 @@ from pconv_ext import Inpainter, InpaintingNet, checkpoint
 
 def test_networks_in_files(tmp_path, monkeypatch):
     net = make_net()
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint \(best.safetensors or last.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint \(best.safetensors, last.safetensors or model"
+    ):
         checkpoint.load_net(tmp_path)
     other = InpaintingNet(width=2, msfef_stages=2, kernel_sizes=((3, 7), (1, 5)), depth=2)
     checkpoint.save_net(other, tmp_path / "last.safetensors", {"step": 7})
