@@ -1,10 +1,10 @@
 """Make the network that comes with the package of finished trainings: ship_network.py TRAINING ...
 
-The network is that of the last step of the last training (of the running mean of its weights), written in half
-precision into ``pconv_ext/inpainting/networks/pconv-photos``. The command lines, settings and histories of all
-trainings, in their order, go into ``benchmarks/results/pconv-photos.json``, and the pictures that they saw, with
-authors and licences, into the model card. What `pconv-ext evaluate --against` measured is added to the card by
-``--metrics SIZE FOLDER``, once for each size; measure the shipped file, not the training's.
+The network is that of the last step of the last training (of the running mean of its weights), written in
+half precision into ``pconv_ext/inpainting/networks/pconv-photos``. Settings and histories of all trainings,
+in their order, go into ``benchmarks/results/pconv-photos.json``, and the pictures that they saw, with authors
+and licences, into the model card, which ``pconv_photos.md`` is the form of. What `pconv-ext evaluate --against`
+measured is added to the card by ``--metrics SIZE FOLDER``, once for each size; measure the shipped file.
 """
 
 from __future__ import annotations
@@ -24,44 +24,8 @@ from pconv_ext.inpainting.training.run_folder import RunFolder  # noqa: E402
 
 TARGET = ROOT / "pconv_ext" / "inpainting" / "networks" / SHIPPED
 RECORD = ROOT / "benchmarks" / "results" / f"{SHIPPED}.json"
-PICTURES = ROOT / "tools" / "pconv_photos.csv"
+PICTURES, CARD = (ROOT / "tools" / f"pconv_photos{end}" for end in (".csv", ".md"))
 _PATHS = ("data", "val", "start", "vgg16")  # of one machine
-
-_HEAD = """---
-library_name: pconv_ext
-license: bsd-3-clause
-pipeline_tag: image-to-image
-tags:
-- inpainting
-- partial-convolution
----
-
-# pconv-photos
-
-Fills holes of photographs: what `pconv_ext.Inpainter()` and `pconv-ext inpaint` take by default. A small network
-({parameters:.1f} million parameters, {megabytes:.1f} MB) that a CPU trained in some hours on {pictures} photographs; it continues
-colours, edges and gradients into holes, and does not invent objects. Use it on scratches, wires, dates, stains, and
-on objects before a calm background. Sizes near 128x128 and 256x256 are what it has seen: scale a larger picture down,
-or its hole will be smoother than what surrounds it.
-
-`InpaintingNet({arguments})`: the network corrects a smooth filling of the holes.
-
-## Training
-
-`python tools/training_pictures.py` makes its pictures, and `pconv-ext train` with the settings in
-`benchmarks/results/pconv-photos.json` trains it, one run after another: {steps}. On one thread and processor of a kind
-the result is the same to the last bit.
-"""
-
-_CREDITS = """
-## Photographs
-
-Trained on these {pictures}, under the licences that the packages they come from state for them. The network holds no
-picture; thanks to all who gave theirs away.
-
-| file | author | licence | source |
-|---|---|---|---|
-"""
 
 
 def card(folders: list[Path], metrics: list[list[str]]) -> str:
@@ -79,18 +43,19 @@ def card(folders: list[Path], metrics: list[list[str]]) -> str:
         )
         for state in states
     ]
-    text = _HEAD.format(
+    measured = ""
+    for size, folder in metrics:
+        table = Path(folder, "metrics.md").read_text(encoding="utf-8")
+        measured += f"\n## Measured at {size}x{size}, on photographs it was not trained on\n\n{table}"
+    return CARD.read_text(encoding="utf-8").format(
         parameters=sum(value.numel() for value in net.parameters()) / 1e6,
         megabytes=(TARGET / "model.safetensors").stat().st_size / 1e6,
         pictures=len(pictures),
         arguments=", ".join(f"{name}={value}" for name, value in net.config.items()),
         steps="; ".join(steps),
+        measured=measured,
+        rows="\n".join("| " + " | ".join(row.values()) + " |" for row in pictures),
     )
-    for size, folder in metrics:
-        table = Path(folder, "metrics.md").read_text(encoding="utf-8")
-        text += f"\n## Measured at {size}x{size}, on photographs it was not trained on\n\n{table}"
-    rows = ["| " + " | ".join(row.values()).replace("\n", " ") + " |" for row in pictures]
-    return text + _CREDITS.format(pictures=len(pictures)) + "\n".join(rows) + "\n"
 
 
 def record(folders: list[Path]) -> str:

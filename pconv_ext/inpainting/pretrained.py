@@ -1,7 +1,7 @@
 """Networks by name: the one that comes with the package, a folder, or a repository of the Hugging Face hub.
 
-A folder or repository has ``config.json``, the arguments of `pconv_ext.InpaintingNet`, ``model.safetensors`` and
-a ``README.md`` with metadata, as the hub has it.
+A folder or repository has ``config.json``, the arguments of `pconv_ext.InpaintingNet`,
+``model.safetensors`` and a ``README.md`` with metadata, as the hub has it.
 """
 
 from __future__ import annotations
