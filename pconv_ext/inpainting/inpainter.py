@@ -24,8 +24,6 @@ from ._extras import require
 from ._files import check_folder, write_atomically
 from .checkpoint import load_net
 from .model import InpaintingNet, composite
-from .pretrained import SHIPPED
-from .pretrained import load as load_pretrained
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,13 +40,12 @@ _QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossle
 class Inpainter:
     """Fills holes of pictures with a trained network.
 
-    ``Inpainter()(image, mask)`` returns what it was given, a PIL image, a NumPy array or a
+    ``Inpainter("model.safetensors")(image, mask)`` returns what it was given, a PIL image, a NumPy array or a
     tensor, with the holes filled.
 
     Args:
-        checkpoint: "pconv-photos", the network that comes with the package; a ``.safetensors`` of
-            `pconv_ext.checkpoint.save_net`; the folder of a training run (its best network) or of
-            `InpaintingNet.save_pretrained`; or an `InpaintingNet`, of which a float32 copy is used.
+        checkpoint: a ``.safetensors`` of `pconv_ext.checkpoint.save_net`, the folder of a training run (its
+            best network), or an `InpaintingNet`, of which a float32 copy is used.
         device: where the network computes, by default "cuda" if there is a GPU, else "cpu".
         backend: of its partial convolutions, as for `pconv_ext.partial_conv2d`.
 
@@ -65,7 +62,7 @@ class Inpainter:
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str] | InpaintingNet = SHIPPED,
+        checkpoint: str | os.PathLike[str] | InpaintingNet,
         device: str | torch.device | None = None,
         backend: str = "auto",
     ) -> None:
@@ -217,8 +214,6 @@ def _load(checkpoint: Any, backend: str) -> InpaintingNet:
         raise TypeError(
             f"Inpainter: checkpoint must be a path or an InpaintingNet, got {type(checkpoint).__name__}"
         )
-    if checkpoint == SHIPPED and not os.path.exists(checkpoint):
-        return load_pretrained(SHIPPED, backend=backend)
     return load_net(checkpoint, backend)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from ..functional import upcat_partial_conv2d
 from ..modules import MSFEF, PartialConv2d
 from ..ops import upcat_partial_conv2d as _upcat_partial_conv2d
 from ._arguments import about, named
+from .pretrained import Pretrained
 from .smooth import smooth_fill
 
 __all__ = ["InpaintingNet", "composite"]
@@ -85,7 +85,7 @@ class _DecoderStage(Prepackable):
         return self._arguments(empty(1, c_low, 16, 16), None, empty(1, c_skip, 32, 32), None)
 
 
-class InpaintingNet(nn.Module):
+class InpaintingNet(Pretrained):
     """Encoder-decoder of MSFEF and partial convolutions (table 2 of the paper, with the default arguments).
 
     Each of `depth` encoder stages halves the size: stage i has min(2^i, 8) * width channels, the first
@@ -159,63 +159,6 @@ class InpaintingNet(nn.Module):
             c_in = c_skip
         self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(decoder)
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | os.PathLike[str], *, revision: str | None = None, backend: str = "auto"
-    ) -> InpaintingNet:
-        """Return a trained network, in evaluation mode on the CPU.
-
-        Args:
-            name: "pconv-photos", which comes with the package; a folder of `save_pretrained`; or a repository
-                of the Hugging Face hub, "owner/name".
-            revision: of the repository.
-            backend: of the partial convolutions.
-
-        Raises:
-            FileNotFoundError: no such name, folder or file.
-            CheckpointError: a ValueError; a foreign or damaged file.
-            ImportError: safetensors is missing, or for a repository huggingface_hub.
-        """
-        from . import pretrained
-
-        return pretrained.load(name, revision, backend)
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, half: bool = False) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, where there is none, ``README.md`` with metadata.
-
-        Args:
-            folder: made if it is missing.
-            half: kernels in float16, see `pconv_ext.checkpoint.save_net`.
-
-        Raises:
-            OSError: a file cannot be written.
-            ValueError: a kernel has a value that float16 does not.
-        """
-        from . import pretrained
-
-        pretrained.save(self, folder, half)
-
-    def push_to_hub(
-        self, repository: str, *, half: bool = False, private: bool = False, revision: str | None = None
-    ) -> str:
-        """Write what `save_pretrained` does into a repository of the Hugging Face hub.
-
-        Args:
-            repository: "owner/name", made if it is missing.
-            half: as for `save_pretrained`.
-            private: whether a repository that is made is.
-            revision: the branch.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            ImportError: huggingface_hub is missing; and what that raises.
-        """
-        from . import pretrained
-
-        return pretrained.push(self, repository, half, private, revision)
 
     def forward(self, image: Tensor, mask: Tensor | None) -> Tensor:
         """Inpaint.

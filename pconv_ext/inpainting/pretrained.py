@@ -1,4 +1,4 @@
-"""Networks by name: the one that comes with the package, a folder, or a repository of the Hugging Face hub.
+"""Networks by name: a folder, or a repository of the Hugging Face hub.
 
 A folder or repository has ``config.json``, the arguments of `pconv_ext.InpaintingNet`,
 ``model.safetensors`` and a ``README.md`` with metadata, as the hub has it.
@@ -12,17 +12,17 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from ._files import write_atomically
-from .checkpoint import MODEL, CheckpointError, load_net, load_training, save_net
-from .model import InpaintingNet
+from ._networks import MODEL, CheckpointError, load, write
 
-#: The name of the network that comes with the package.
-SHIPPED = "pconv-photos"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _CONFIG, _CARD = "config.json", "README.md"
-_SHIPPED = Path(__file__).parent / "networks" / SHIPPED
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 _TEXT = """---
@@ -44,21 +44,76 @@ filled = inpainter(picture, mask)
 """
 
 
-def load(name: str | os.PathLike[str], revision: str | None = None, backend: str = "auto") -> InpaintingNet:
-    """See `InpaintingNet.from_pretrained`."""
-    folder = find(name, revision)
-    net = load_net(folder / MODEL, backend)
-    file = folder / _CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-    if {key: config.get(key) for key in net.config} != net.config:
-        raise CheckpointError(f"{file} is of another network than {folder / MODEL}")
-    return net
+class Pretrained(nn.Module):
+    """What a network has to come from and go to folders and the hub; it has a `config`."""
+
+    config: dict[str, Any]
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, backend: str = "auto"
+    ) -> Self:
+        """Return a trained network, in evaluation mode on the CPU.
+
+        Args:
+            name: a folder of `save_pretrained`, or a repository of the Hugging Face hub, "owner/name".
+            revision: of the repository.
+            backend: of the partial convolutions.
+
+        Raises:
+            FileNotFoundError: no such name, folder or file.
+            CheckpointError: a ValueError; a foreign or damaged file.
+            ImportError: safetensors is missing, or for a repository huggingface_hub.
+        """
+        folder = _find(name, revision)
+        net = load(cls, folder / MODEL, backend)
+        file = folder / _CONFIG
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+        if not isinstance(config, dict) or {key: config.get(key) for key in net.config} != net.config:
+            raise CheckpointError(f"{file} is of another network than {folder / MODEL}")
+        return net
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where there is none, ``README.md`` with metadata.
+
+        Args:
+            folder: made if it is missing.
+            half: kernels in float16, see `pconv_ext.checkpoint.save_net`.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: a kernel has a value that float16 does not.
+        """
+        _save(self, folder, half)
+
+    def push_to_hub(
+        self, repository: str, *, half: bool = False, private: bool = False, revision: str | None = None
+    ) -> str:
+        """Write what `save_pretrained` does into a repository of the Hugging Face hub.
+
+        Args:
+            repository: "owner/name", made if it is missing.
+            half: as for `save_pretrained`.
+            private: whether a repository that is made is.
+            revision: the branch.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ImportError: huggingface_hub is missing; and what that raises.
+        """
+        hub = _hub().HfApi()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            _save(self, folder, half, repository)
+            return str(hub.upload_folder(repo_id=repository, folder_path=folder, revision=revision))
 
 
-def find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+def _find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder of a network; files of a repository are downloaded into the hub's cache.
 
     Raises:
@@ -70,11 +125,9 @@ def find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         if not (folder / MODEL).is_file():
             raise FileNotFoundError(f"from_pretrained: the folder {folder} holds no {MODEL}")
         return folder
-    if name == SHIPPED:
-        return _SHIPPED
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
         raise FileNotFoundError(
-            f"from_pretrained: name must be {SHIPPED!r}, a folder, or a repository such as 'owner/name', got "
+            f"from_pretrained: name must be a folder, or a repository such as 'owner/name', got "
             f"{os.fspath(name)!r}"
         )
     download = _hub().hf_hub_download
@@ -82,29 +135,13 @@ def find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     return files[1].parent
 
 
-def save(net: InpaintingNet, folder: str | os.PathLike[str], half: bool, name: str = "") -> None:
-    """See `InpaintingNet.save_pretrained`."""
+def _save(net: Any, folder: str | os.PathLike[str], half: bool, name: str = "") -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    save_net(net, target / MODEL, half=half)
+    write(net, target / MODEL, {}, half)
     write_atomically(target / _CONFIG, (json.dumps(net.config, indent=2) + "\n").encode())
     if not (target / _CARD).exists():
         write_atomically(target / _CARD, _TEXT.format(name=name or target).encode())
-
-
-def push(net: InpaintingNet, repository: str, half: bool, private: bool, revision: str | None) -> str:
-    """See `InpaintingNet.push_to_hub`."""
-    hub = _hub().HfApi()
-    hub.create_repo(repository, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save(net, folder, half, repository)
-        commit: Any = hub.upload_folder(repo_id=repository, folder_path=folder, revision=revision)
-    return str(commit)
-
-
-def description(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the file of a network tells of its training."""
-    return load_training(find(name) / MODEL)
 
 
 def _hub() -> Any:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..inpainter import Inpainter, inpaint_files
-from ..pretrained import SHIPPED
 from .options import Device
 
 
@@ -32,13 +31,8 @@ def inpaint(
         ),
     ],
     checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint",
-            "-c",
-            help="A .safetensors, the folder of a training run, or the network that comes with pconv_ext.",
-        ),
-    ] = SHIPPED,
+        Path, typer.Option("--checkpoint", "-c", help="A .safetensors, or the folder of a training run.")
+    ],
     invert_mask: Annotated[
         bool, typer.Option("--invert-mask", help="Black (0) = valid and white (1) = hole.")
     ] = False,
@@ -53,8 +47,6 @@ def inpaint(
     """
     inpainter = Inpainter(checkpoint, device)
     console = Console(stderr=True)
-    if checkpoint == SHIPPED:
-        console.print(f"with the network {SHIPPED}, which comes with pconv_ext", highlight=False)
     folder = image.is_dir()
     with Progress(console=console, transient=True, disable=not (folder and console.is_terminal)) as bar:
         task = bar.add_task("inpainting", total=None)
