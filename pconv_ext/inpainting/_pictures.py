@@ -17,6 +17,22 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+# Of Pillow: by its content a file could choose any, and that of EPS starts another program.
+_FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 
 
 class UnreadablePictureError(ValueError):
@@ -27,10 +43,11 @@ def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
     """All picture files under `root`, by their extension, sorted by their path below it.
 
     Hidden files and folders are left out: some systems put a "._name.jpg" that is no picture beside each
-    picture they copy.
+    picture they copy. Links are followed, and a folder that several paths lead to is searched once.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `root` is no folder.
+        OSError: a folder below it cannot be read.
         ValueError: it has no pictures.
     """
     folder = Path(root)
@@ -38,9 +55,19 @@ def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"{user}: there is no folder {folder}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{user}: {folder} must be a folder of pictures, it is a file")
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"{user}: the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    found: list[Path] = []
+    searched = {_identity(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        below = {name: _identity(Path(parent, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders.clear()
+        for name, identity in below.items():
+            if identity not in searched:
+                searched.add(identity)
+                folders.append(name)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
     if not pictures:
@@ -49,6 +76,11 @@ def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
             f"{' '.join(sorted(EXTENSIONS))} there or in folders below"
         )
     return sorted(pictures, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -84,11 +116,13 @@ def read(source: str | os.PathLike[str]) -> Image.Image:
     pil = require("reading pictures", "PIL.Image")
     try:
         # Read whole, so that an unreadable file and a broken picture end in the same place, closed.
-        with pil.open(io.BytesIO(Path(source).read_bytes())) as picture:
+        pil.init()
+        formats = [name for name in _FORMATS if name in pil.OPEN]
+        with pil.open(io.BytesIO(Path(source).read_bytes()), formats=formats) as picture:
             return to_rgb(picture)
     except Exception as error:  # decoders raise anything on damaged files, SyntaxError among it
         if isinstance(error, pil.UnidentifiedImageError):
-            reason = "it is empty or in no format that Pillow knows"
+            reason = f"it is empty or in none of the formats {', '.join(formats)}"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadablePictureError(f"cannot read picture {os.fspath(source)}: {reason}") from error

@@ -122,7 +122,7 @@ def test_folders_with_unreadable_pictures(files, capsys):
         (change(FILE, 3, "@text"), "text cannot be read, it is damaged or no safetensors file"),
         (change(FILE, 7, "gpu"), "device must be one that torch can use here, got 'gpu'"),
         (change(FILE, 0, "@no.png"), "image must be a file or a folder, there is no .*no.png"),
-        (change(FILE, 0, "@text"), "cannot read picture .*text: .*no format"),
+        (change(FILE, 0, "@text"), "cannot read picture .*text: .*none of the formats"),
         (change(FILE, 0, "@cut.png"), "cannot read picture .*cut.png"),
         (change(FILE, 1, "@no.png"), "mask must be a file or a folder, there is no .*no.png"),
         (change(FILE, 1, "@text"), "cannot read picture .*text"),

@@ -1,5 +1,6 @@
 """`PictureDataset`: pictures of all kinds, cropped and resized; unreadable ones are left out."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -164,7 +165,7 @@ def test_unreadable_is_reported_once_and_replaced(photos):
     assert "b.png is left out" in texts[0]
     assert "e.tiff is left out" in texts[1]
     assert "no format" not in texts[0]
-    assert "it is empty or in no format that Pillow knows" in texts[1]
+    assert "it is empty or in none of the formats" in texts[1]
     assert torch.equal(first[1], first[3])  # b.png, then e.tiff, then sub/c.bmp
     assert torch.equal(first[2], first[3])
     with warnings.catch_warnings():
@@ -211,3 +212,52 @@ def test_nothing_readable(tmp_path):
 def test_picture_errors(photos, options, error, match):
     with pytest.raises(error, match=match):
         PictureDataset(data.folder(photos), **options)
+
+
+def test_content_starts_no_program(tmp_path, monkeypatch):
+    """Ghostscript, which Pillow starts for EPS, whatever the file is called."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = programs / "gs"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "b.png")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (tmp_path / "photos" / "a.png").write_bytes(eps)
+    with pytest.warns(UserWarning, match=r"a.png.* in none of the formats .*BMP, .*PNG"):
+        pictures = PictureDataset(data.folder(tmp_path / "photos"), 8)
+    assert torch.equal(pictures[0], pictures[1])
+    assert not (tmp_path / "started").exists()
+
+
+def test_links_that_go_round(photos):
+    names = [data.folder(photos).name(i) for i in range(len(data.folder(photos)))]
+    (photos / "below").mkdir()
+    for i in range(2):
+        (photos / "below" / f"up{i}").symlink_to(photos, target_is_directory=True)
+    found = data.folder(photos)
+    assert [found.name(i) for i in range(len(found))] == names
+
+
+def test_a_link_to_another_folder_is_followed(photos, tmp_path):
+    save_photos(tmp_path / "elsewhere")
+    before = len(data.folder(photos))
+    (photos / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (photos / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert len(data.folder(photos)) == 2 * before
+
+
+def test_a_folder_that_cannot_be_read(photos, monkeypatch):
+    (photos / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):  # root, who runs many a test, may read anything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match=r"the folder .*closed cannot be read: Permission denied"):
+        data.folder(photos)
