@@ -99,7 +99,8 @@ def read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, t
         with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
             names = stream.keys() if with_tensors else ()
-            tensors = {name: stream.get_tensor(name) for name in names}
+            # Copies: the tensors are of a mapped file, which others may change or cut.
+            tensors = {name: stream.get_tensor(name).clone() for name in names}
     except Exception as error:  # a damaged file: SafetensorError, OSError, UnicodeDecodeError
         raise CheckpointError(
             f"{path} cannot be read, it is damaged or no safetensors file ({reason(error)})"

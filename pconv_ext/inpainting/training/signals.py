@@ -25,7 +25,9 @@ def stop_flag(*, loud: bool) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in _STOPPING}
+    # What is ignored stays so, as SIGHUP is under nohup.
+    handlers = {n: signal.getsignal(n) for n in _STOPPING}
+    before: dict[int, Any] = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def handle(number: int, frame: Any) -> None:
         stop.set()

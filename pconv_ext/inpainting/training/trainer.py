@@ -96,7 +96,9 @@ class Trainer:
         self.train_set, self.val_set = train, val
         self.val_batches: list[list[int]] = []
         self.val_loader = loader(Validation(val), self.val_batches, workers, group.device)
-        phases = [config.phase(epoch) for epoch in range(config.epochs)]
+        # That of the epoch after the last is set up too.
+        reached = state["progress"]["epoch"] if state is not None else 0
+        phases = [config.phase(epoch) for epoch in range(max(config.epochs, reached) + 1)]
         for phase in phases:
             self.batches.check(phase.batch_size)
         self.vgg16 = load_vgg16(config.vgg16) if any(needs_vgg16(p.weights) for p in phases) else None
