@@ -11,7 +11,9 @@ import argparse
 import csv
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from pconv_ext.inpainting._pictures import read
 
 LIST = Path(__file__).with_name("pconv_photos.csv")
 SIDE = 384
@@ -19,7 +21,7 @@ SIDE = 384
 
 def scaled(file: Path) -> Image.Image:
     """The picture as it is trained on."""
-    picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    picture = read(file)
     factor = SIDE / min(picture.size)
     if factor >= 1:
         return picture

@@ -39,7 +39,10 @@ def machine(device: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cuda": torch.version.cuda if device == "cuda" else None,
         "commit": _commit(),
-        "backends": {name: reason or "available" for name, (_, reason) in pconv_ext.backends().items()},
+        "backends": {
+            name: reason.replace(f"{ROOT}{os.sep}", "") or "available"
+            for name, (_, reason) in pconv_ext.backends().items()
+        },
     }
     if device == "cuda":
         result |= {

@@ -36,9 +36,8 @@ def read(user: str, file: Path, advice: str) -> Mapping[str, Any]:
             raise ImportError(f"{user}: reading {file} needs safetensors: {INSTALL}. {advice}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # what torch warns of, an archive of TorchScript, is refused below
+            # What torch warns of, an archive of TorchScript, is refused below.
+            warnings.simplefilter("ignore")
             state: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything: RuntimeError, EOFError, KeyError, ...
         raise ValueError(f"{user}: {file} cannot be read ({reason(error)}). {advice}") from error

@@ -22,6 +22,7 @@ from ._extras import require
 from .data import PictureDataset
 from .evaluation import BinMetrics, Holes, Report, evaluate
 from .masks import BINS
+from .model import composite
 
 __all__ = ["OPPONENTS", "Opponent", "Outcome", "check_installed", "compete"]
 
@@ -63,7 +64,7 @@ class Opponent(nn.Module):
         for picture, hole, result in zip(known, ~valid[:, 0].cpu(), filled, strict=True):
             if hole.any() and not hole.all():
                 result.copy_(self.fill(picture, hole))
-        return torch.where(valid, images, filled.to(images.device))
+        return composite(filled.to(images.device), images, masks)
 
     def fill(self, picture: Tensor, hole: Tensor) -> Tensor:
         """Return an idea of the whole picture.

@@ -146,14 +146,21 @@ def rewrite(file, change):
     save_file(tensors, file, {"pconv_ext": text, "sha256": _networks.checksum(text, tensors)})
 
 
+def flipped(whole, first=0):
+    """The same with one bit flipped somewhere from byte `first` on, thirty times."""
+    rng = np.random.default_rng()
+    for place, bit in zip(rng.integers(first, len(whole), 30), rng.integers(8, size=30), strict=True):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(bit)
+        yield damaged
+
+
 class TestDamage:
     def test_a_flipped_bit_in_a_network(self, tmp_path):
         file = tmp_path / "net.safetensors"
         checkpoint.save_net(InpaintingNet(4, 1, (3,), 3), file)
         whole = file.read_bytes()
-        for place in np.random.default_rng().integers(8, len(whole), 30):
-            damaged = bytearray(whole)
-            damaged[place] ^= 1 << int(np.random.default_rng().integers(8))
+        for damaged in flipped(whole, 8):
             file.write_bytes(damaged)
             with pytest.raises(CheckpointError, match=r"damaged|checkpoint"):
                 checkpoint.load_net(file)
@@ -164,9 +171,7 @@ class TestDamage:
         train(settings, tmp_path)
         file = tmp_path / "state.pt"
         whole = file.read_bytes()
-        for place in np.random.default_rng().integers(0, len(whole), 30):
-            damaged = bytearray(whole)
-            damaged[place] ^= 1 << int(np.random.default_rng().integers(8))
+        for damaged in flipped(whole):
             file.write_bytes(damaged)
             with pytest.raises(CheckpointError, match=r"state\.pt (is damaged|cannot be read)"):
                 RunFolder(tmp_path).load()

@@ -56,38 +56,34 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
 def identity(pairs: InpaintingDataset, root: str) -> dict[str, Any]:
     """What tells the pictures from others: how many, and a checksum of their names below `root` and sizes."""
     collection = pairs.pictures.collection
-    checksum = hashlib.sha256()
-    for index in range(len(collection)):
-        name = collection.name(index)
-        size = os.path.getsize(name) if os.path.isfile(name) else 0
-        checksum.update(f"{os.fsencode(name.removeprefix(root))!r} {size}\n".encode())
+    sizes, checksum = _file_sizes(collection), hashlib.sha256()
+    for name in map(collection.name, range(len(collection))):
+        checksum.update(f"{os.fsencode(name.removeprefix(root))!r} {sizes.get(name, 0)}\n".encode())
     return {"count": len(collection), "checksum": checksum.hexdigest()}
 
 
 def warn_of_common(train: InpaintingDataset, val: InpaintingDataset) -> None:
     """A UserWarning where pictures to validate on are trained on too: files of the same content."""
-    by_size: dict[int, list[str]] = {}
-    for pairs in (train, val):
-        files = pairs.pictures.collection
-        for name in filter(os.path.isfile, map(files.name, range(len(files)))):
-            by_size.setdefault(os.path.getsize(name), []).append(name)
-    trained = {train.pictures.collection.name(i) for i in range(len(train))}
-    common = []
-    for same in by_size.values():
-        if len(same) > 1 and not trained.isdisjoint(same) and not trained.issuperset(same):
-            contents = {
-                hashlib.sha256(Path(name).read_bytes()).digest() for name in trained.intersection(same)
-            }
-            others = sorted({*same} - trained)
-            common += [
-                name for name in others if hashlib.sha256(Path(name).read_bytes()).digest() in contents
-            ]
+    trained, validated = (_file_sizes(pairs.pictures.collection) for pairs in (train, val))
+    sizes = {*trained.values()} & {*validated.values()}
+    contents = {_content(name) for name, size in trained.items() if size in sizes}
+    common = sorted(name for name, size in validated.items() if size in sizes and _content(name) in contents)
     if common:
         warnings.warn(
             f"{len(common)} of {len(val)} pictures to validate on are trained on too, the first is "
             f"{common[0]}: the losses of validation will be too good",
             stacklevel=2,
         )
+
+
+def _file_sizes(collection: PictureCollection) -> dict[str, int]:
+    """By name, of the pictures that are files of their own."""
+    names = map(collection.name, range(len(collection)))
+    return {name: os.path.getsize(name) for name in names if os.path.isfile(name)}
+
+
+def _content(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
 class Validation(Dataset[tuple[Tensor, Tensor, bool]]):

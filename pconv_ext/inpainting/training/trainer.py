@@ -96,8 +96,8 @@ class Trainer:
         self.train_set, self.val_set = train, val
         self.val_batches: list[list[int]] = []
         self.val_loader = loader(Validation(val), self.val_batches, workers, group.device)
-        # That of the epoch after the last is set up too.
         reached = state["progress"]["epoch"] if state is not None else 0
+        # That of the epoch after the last is set up too.
         phases = [config.phase(epoch) for epoch in range(max(config.epochs, reached) + 1)]
         for phase in phases:
             self.batches.check(phase.batch_size)
@@ -116,7 +116,7 @@ class Trainer:
         )
         self.scheduler = self._scheduler()
         self.phase = Phase(-1, 0, 0, 0, {})
-        self._enter(state["progress"]["epoch"] if state is not None else 0)
+        self._enter(reached)
         self.progress = Progress(0, 0, math.inf, None, self._zeros(), [])
         self.resumed = state is not None
         if state is not None:
