@@ -176,6 +176,15 @@ class TestDamage:
             with pytest.raises(CheckpointError, match=r"state\.pt (is damaged|cannot be read)"):
                 RunFolder(tmp_path).load()
 
+    def test_a_flipped_bit_where_the_checksum_begins(self, settings, tmp_path):
+        train(settings, tmp_path)
+        file = tmp_path / "state.pt"
+        damaged = bytearray(file.read_bytes())
+        damaged[-33] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.pt is damaged, it lacks its checksum"):
+            RunFolder(tmp_path).load()
+
     @pytest.mark.parametrize("training", [[1], None, "text", 3])
     def test_odd_metadata(self, tmp_path, training):
         file = tmp_path / "net.safetensors"

@@ -103,6 +103,8 @@ class RunFolder:
         missing = _PARTS - state.keys()
         if missing:
             raise CheckpointError(f"{file} is damaged, it lacks {', '.join(sorted(missing))}")
+        if not end:  # of these files all have one
+            raise CheckpointError(f"{file} is damaged, it lacks its checksum; {_NETWORKS}")
         progress, counted = state["progress"], ("epoch", "step")
         if not isinstance(state["config"], dict) or not isinstance(progress, dict):
             raise CheckpointError(f"{file} is damaged, its settings or progress are no dict")
