@@ -36,18 +36,20 @@ def laplace(picture, hole):
 
 @pytest.mark.parametrize("size", [(24, 24), (17, 31), (5, 40)])
 def test_is_nearly_harmonic(size):
-    picture = torch.rand(2, 3, *size)
+    picture = torch.rand(6, 3, *size)
     for _ in range(3):  # as smooth as photographs are
         picture = torch.nn.functional.avg_pool2d(picture, 3, 1, 1, count_include_pad=False)
-    mask = torch.stack([masks.rectangle(*size, 5, index, count=2) for index in range(2)])
+    mask = torch.stack([masks.rectangle(*size, 5, index, count=2) for index in range(6)])
     filled = smooth_fill(picture, mask)
-    for n in range(2):
+    squares = torch.zeros(2, dtype=torch.float64)  # summed: one mean fill may be good by chance
+    for n in range(6):
         hole = mask[n, 0] == 0
         for c in range(3):
             expected = laplace(picture[n, c], hole)
             mean = picture[n, c][~hole].mean()
-            error, spread = (filled[n, c] - expected)[hole], (mean - expected)[hole]
-            assert error.square().mean() < 0.1 * spread.square().mean() + 1e-6
+            errors = torch.stack([filled[n, c] - expected, mean - expected])[:, hole]
+            squares += errors.square().sum(1)
+    assert squares[0] < 0.1 * squares[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
