@@ -62,9 +62,10 @@ def _on_meta(
     Nothing is built that has more layers than the file has tensors: what a header says may be anything.
     """
     sizes = config.get("kernel_sizes", ())
-    layers = [config.get("depth", 0), len(sizes), *(len(stage) for stage in sizes if isinstance(stage, list))]
-    if max(layers) > len(tensors):
-        raise ValueError(f"its network has {max(layers)} layers, its tensors are {len(tensors)}")
+    branches = [len(stage) if isinstance(stage, list) else config.get("msfef_stages", 0) for stage in sizes]
+    layers = config.get("depth", 0) + sum(branches)
+    if layers > len(tensors):
+        raise ValueError(f"its network has {layers} layers, its tensors are {len(tensors)}")
     with torch.device("meta"):
         net = network(**config, backend=backend)
     for name, expected in net.state_dict().items():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .checkpoint import load_net
+from .checkpoint import load_net, network_file
 from .evaluation import Report, evaluate
 from .tables import write_ablation, write_report
 from .training import DivergedError, train_in
@@ -85,7 +85,7 @@ def ablate(
         for number, one in enumerate(CONFIGURATIONS, 1):
             if group.first:
                 announce(f"{number}/{len(CONFIGURATIONS)} {one.title}")
-            chosen = {**settings, **one.settings}
+            chosen = _settings(one, settings)
             folder = Path(output, one.folder)
             try:
                 if not train_in(group, chosen, folder, resume=True, workers=workers, backend=backend):
@@ -99,6 +99,17 @@ def ablate(
     if group.first and not reports:
         raise DivergedError("all trainings of the ablation study diverged, try a smaller lr")
     return reports
+
+
+def _settings(one: Configuration, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those `given` with those of a configuration, whose losses stay off in every phase."""
+    weights = one.settings.get("weights", {})
+    chosen = {**given, **one.settings, "weights": {**given.get("weights", {}), **weights}}
+    if "phases" in given:
+        chosen["phases"] = [
+            {**phase, "weights": {**phase.get("weights", {}), **weights}} for phase in given["phases"]
+        ]
+    return chosen
 
 
 def _measure(
@@ -115,6 +126,7 @@ def _measure(
     names = [pictures.collection.name(i) for i in range(len(pictures))]
     described = {
         "epochs": config.epochs,
+        "network": hashlib.sha256(network_file(folder).read_bytes()).hexdigest(),
         "limit": limit,
         "with_lpips": isinstance(lpips, nn.Module),
         "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(),

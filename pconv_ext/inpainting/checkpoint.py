@@ -52,17 +52,18 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
         CheckpointError: a foreign, truncated or damaged file.
         ImportError: safetensors is missing.
     """
-    return load(InpaintingNet, _find(Path(file)), backend)
+    return load(InpaintingNet, network_file(Path(file)), backend)
 
 
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_net` was told of the training; raises as `load_net` does."""
-    metadata, _ = read(_find(Path(file)), with_tensors=False)
+    metadata, _ = read(network_file(Path(file)), with_tensors=False)
     training: dict[str, Any] = metadata.get("training", {})
     return training
 
 
-def _find(path: Path) -> Path:
+def network_file(path: Path) -> Path:
+    """What `load_net` reads; raises FileNotFoundError as it does."""
     if path.is_dir():
         for name in (BEST, LAST, MODEL):
             if (path / name).is_file():

@@ -39,7 +39,8 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_SMALLEST = 2 ** len(POOLS)
+#: Height and width that a picture needs for all of the pooled features.
+SMALLEST = 2 ** len(POOLS)
 
 
 def merged_weights(user: str, weights: Mapping[str, float]) -> dict[str, float]:
@@ -188,9 +189,9 @@ class InpaintingLoss(nn.Module):
                 f"InpaintingLoss: output must be on the device of the loss, {self.mean.device}, got "
                 f"{output.device}; loss.to(device) moves it"
             )
-        if min(output.shape[2:]) < _SMALLEST:
+        if min(output.shape[2:]) < SMALLEST:
             raise ValueError(
-                f"InpaintingLoss: output must have H and W of at least {_SMALLEST} for VGG-16, got "
+                f"InpaintingLoss: output must have H and W of at least {SMALLEST} for VGG-16, got "
                 f"{list(output.shape)}"
             )
 

@@ -14,7 +14,7 @@ from pconv_ext import checkpoint, losses
 from pconv_ext.ablation import CONFIGURATIONS, ablate
 from pconv_ext.evaluation import Report
 from pconv_ext.inpainting.cli import run
-from pconv_ext.training import DivergedError
+from pconv_ext.training import DivergedError, TrainConfig
 
 torchvision_without_ops.make_importable()
 
@@ -84,6 +84,36 @@ def test_nothing_is_done_twice(settings, tmp_path, monkeypatch):
     assert quietly(settings | {"epochs": 2}, tmp_path) == longer
     fewer = quietly(settings | {"epochs": 2}, tmp_path, limit=1)
     assert all(one.images == 1 for report in fewer.values() for one in report.bins)
+
+
+def test_another_network_is_measured_again(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(pconv_ext.ablation, "CONFIGURATIONS", CONFIGURATIONS[:1])
+    first = quietly(settings, tmp_path)
+    folder = tmp_path / CONFIGURATIONS[0].folder
+    with torch.no_grad():
+        net = checkpoint.load_net(folder)
+        net.decoder[-1].conv.bias.add_(0.3)
+    checkpoint.save_net(net, folder / "best.safetensors")
+    (again,) = quietly(settings, tmp_path).values()
+    (before,) = first.values()
+    assert [one.l2 for one in again.bins] != [one.l2 for one in before.bins]
+
+
+def test_losses_stay_off_in_every_phase(settings, tmp_path, monkeypatch):
+    found = []
+
+    def record(group, chosen, folder, **options):
+        found.append(TrainConfig(**chosen))
+        raise DivergedError("enough")
+
+    monkeypatch.setattr(pconv_ext.ablation, "train_in", record)
+    given = {"weights": {"style": 60}, "phases": [{"epoch": 2, "weights": {"style": 2, "missing": 3}}]}
+    with pytest.raises(DivergedError, match="all trainings"), pytest.warns(UserWarning, match="left out"):
+        quietly(settings | given, tmp_path)
+    losses_ = [[config.phase(epoch).weights for config in found] for epoch in (0, 1)]
+    for weights, (style, missing) in zip(losses_, ((60, 6), (2, 3)), strict=True):
+        assert [one["style"] for one in weights] == [style, style, style, 0, 0, style]
+        assert [one["missing"] for one in weights] == [missing, 0, missing, missing, missing, missing]
 
 
 @pytest.mark.deep

@@ -117,7 +117,7 @@ def test_against(command, inputs, tmp_path):
     assert command("--no-lpips", "--seed", 3, "--limit", 3)[0] == 0
     alone = Report.from_json((tmp_path / "out" / "metrics.json").read_text())
     code, out, err = command(
-        "--no-lpips", "--seed", 3, "--limit", 3, "--against", "telea, mean,telea,biharmonic"
+        "--no-lpips", "--seed", 3, "--limit", 3, "--against", "telea, mean,telea, mean,biharmonic"
     )
     assert (code, err) == (0, "")
     content = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -116,7 +116,7 @@ def test_a_batch_must_divide(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("pconv_ext.inpainting.training.pictures._HELD_OUT", 2)
     with pytest.raises(ValueError, match="6 pictures make no batch"):
         Batches(6, 24, 0, 4)
-    with pytest.raises(ValueError, match="batch of 1"):
+    with pytest.raises(ValueError, match="size has one picture of 16x16 at a time, with depth 4 that is one"):
         train(
             {"data": str(pictures), "size": 16, "depth": 4, "width": 2, "batch_size": 1}
             | {"weights": {"perceptual": 0, "style": 0}},

@@ -149,7 +149,9 @@ def test_divergence_keeps_the_last_good_checkpoint(settings, tmp_path):
     good["optimizer"]["param_groups"][0]["lr"] = 1e38
     config = TrainConfig(**settings | {"epochs": 5})
     made = Trainer(config, RunFolder(folder), Processes(torch.device("cpu")), state=good)
-    with pytest.raises(DivergedError, match=r"not finite any more at epoch \d, step \d+: try a smaller lr"):
+    with pytest.raises(
+        DivergedError, match=r"not finite any more at epoch \d, step \d+: train anew with a smaller lr"
+    ):
         made.run()
     assert position(folder)[0] >= 1
     assert all(value.isfinite().all() for value in RunFolder(folder).load()["net"].values())

@@ -1,12 +1,17 @@
 """What can go wrong around a training: it is told in one line, and nothing is lost or silently mixed up."""
 
 import json
+import os
 import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +28,13 @@ from pconv_ext.data import InpaintingDataset, PictureDataset, folder
 from pconv_ext.inpainting import _networks
 from pconv_ext.inpainting.cli import run
 from pconv_ext.inpainting.training.lock import FolderInUseError, Lock
-from pconv_ext.inpainting.training.pictures import Batches
+from pconv_ext.inpainting.training.pictures import Batches, warn_of_common
+from pconv_ext.inpainting.training.processes import Processes
+from pconv_ext.inpainting.training.reports import Report
 from pconv_ext.inpainting.training.run_folder import RunFolder
+from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.masks import MaskFolder
-from pconv_ext.training import DivergedError, train
+from pconv_ext.training import DivergedError, TrainConfig, train
 
 
 @pytest.fixture
@@ -78,6 +86,29 @@ class TestTwoInOneFolder:
         train(settings, tmp_path)
         assert not (tmp_path / ".lock").exists()
 
+    def test_a_holder_that_is_killed_leaves_it_to_no_child(self, tmp_path):
+        """Its processes that load pictures live on for some seconds."""
+        script = (
+            "import os, sys, time; from pathlib import Path\n"
+            "from pconv_ext.inpainting.training.lock import Lock\n"
+            "lock = Lock(Path(sys.argv[1])); child = os.fork()\n"
+            "if child: print(child, flush=True)\n"
+            "time.sleep(60)"
+        )
+        file = tmp_path / ".lock"
+        holder = subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE, text=True)
+        child = int(holder.stdout.readline())
+        try:
+            with pytest.raises(FolderInUseError, match=f"process {holder.pid} on"):
+                Lock(file)
+            holder.kill()
+            holder.wait()
+            Lock(file).release()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            holder.kill()
+            holder.communicate()
+
 
 class TestOtherPictures:
     def test_as_many(self, settings, pictures, tmp_path):
@@ -95,6 +126,22 @@ class TestOtherPictures:
         with pytest.raises(ValueError, match="was begun with other pictures"):
             train({"epochs": 3}, tmp_path / "run", resume=True)
 
+    def test_in_another_spelling(self, settings, pictures, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        train(settings | {"data": f"{pictures.name}/"}, "run")
+        for epochs, data in enumerate((f"./{pictures.name}", pictures, f"{pictures}//"), 3):
+            assert train({"epochs": epochs, "data": data}, "run", resume=True)
+
+    def test_other_masks(self, settings, tmp_path):
+        (tmp_path / "masks").mkdir()
+        make_pictures(tmp_path / "masks", 3)
+        settings["masks"] = str(tmp_path / "masks")
+        train(settings, tmp_path / "run")
+        assert train({"epochs": 3}, tmp_path / "run", resume=True)
+        (tmp_path / "masks" / "00.png").rename(tmp_path / "masks" / "3.png")
+        with pytest.raises(ValueError, match=r"other pictures: .* than those in .*pictures or .*masks$"):
+            train({"epochs": 4}, tmp_path / "run", resume=True)
+
     def test_a_moved_folder_is_the_same(self, settings, pictures, tmp_path):
         train(settings, tmp_path / "run")
         pictures.rename(tmp_path / "moved")
@@ -104,9 +151,18 @@ class TestOtherPictures:
 class TestDivergence:
     def test_is_more_than_nan(self, settings, tmp_path):
         with pytest.raises(
-            DivergedError, match=r"loss is .*, at first it was .*, at epoch \d, step \d+: try"
+            DivergedError, match=r"loss is .*, at first it was .*, at epoch \d, step \d+: train anew"
         ):
             train(settings | {"lr": 1e3, "epochs": 6}, tmp_path)
+
+    def test_not_where_the_first_masks_had_no_holes(self, settings, tmp_path):
+        config = TrainConfig(**settings)
+        trainer = Trainer(config, RunFolder(tmp_path), Processes(torch.device("cpu")))
+        for first in (0.0, 1e-9):
+            trainer.progress.first = first
+            trainer._check_growth("the loss", 0.3)
+            with pytest.raises(DivergedError, match=r"the loss is 1e.04"):
+                trainer._check_growth("the loss", 1e4)
 
     def test_rates_that_are_no_float32(self, pictures, tmp_path, capsys):
         message = one_line(capsys, "train", pictures, *OPTIONS, "--lr=1e300", "-o", tmp_path / "run")
@@ -135,6 +191,17 @@ class TestHugeHeaders:
             Inpainter(file, device="cpu")
         assert time.process_time() - began < 5
 
+    def test_of_many_stages_with_many_kernels(self, tmp_path):
+        net = InpaintingNet(4, 1, (3,), 3)
+        file = tmp_path / "net.safetensors"
+        checkpoint.save_net(net, file)
+        many = len(net.state_dict()) // 2
+        stages = [list(range(1, 2 * many, 2))] * many
+        config = {"depth": many, "msfef_stages": many, "kernel_sizes": stages}
+        rewrite(file, lambda content: content["net"].update(config))
+        with pytest.raises(CheckpointError, match=rf"has {many + many**2} layers, its tensors are \d+"):
+            Inpainter(file, device="cpu")
+
 
 def rewrite(file, change):
     """Change the metadata of a network and its checksum with them."""
@@ -156,6 +223,16 @@ def flipped(whole, first=0):
 
 
 class TestDamage:
+    def test_a_loaded_network_does_not_hang_on_its_file(self, tmp_path):
+        file = tmp_path / "net.safetensors"
+        net = InpaintingNet(4, 1, (3,), 3)
+        checkpoint.save_net(net, file)
+        loaded = checkpoint.load_net(file)
+        with file.open("r+b") as stream:  # in place
+            stream.write(bytes(file.stat().st_size))
+        for name, value in loaded.state_dict().items():
+            assert torch.equal(value, net.state_dict()[name]), name
+
     def test_a_flipped_bit_in_a_network(self, tmp_path):
         file = tmp_path / "net.safetensors"
         checkpoint.save_net(InpaintingNet(4, 1, (3,), 3), file)
@@ -261,6 +338,31 @@ class TestAround:
         assert process.returncode == 130, errors
         assert re.search("stopped; .* holds a checkpoint", errors)
 
+    def test_an_ignored_hangup_stays_ignored(self, pictures, tmp_path):
+        """As nohup has it."""
+        folder = tmp_path / "run"
+        ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+        process = command("train", pictures, *OPTIONS, "--epochs=100000", "-o", folder, **ignoring)
+
+        def epochs():
+            assert process.poll() is None
+            return RunFolder(folder).load()["progress"]["epoch"] if RunFolder(folder).begun else 0
+
+        while epochs() < 1:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        reached = epochs()
+        while epochs() < reached + 3:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+
+    def test_validation_where_a_process_could_read_nothing(self, settings, tmp_path):
+        with Report(TrainConfig(**settings), tmp_path, 0, finished=False, first=True) as report:
+            report.begin(0, 0, 0, Batches(8, 4, 0))
+            losses = {"train": {"total": 1.0}, "val": {"total": 1.0}}
+            report.end({"epoch": 1, "lr": 0.1, **losses}, [])
+
     @pytest.mark.parametrize("resume", [[], ["--resume"]])
     def test_a_disk_that_takes_nothing(self, pictures, tmp_path, resume):
         """One line, and no traceback of the thread that TensorBoard writes in."""
@@ -282,6 +384,21 @@ class TestAround:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             train(settings, tmp_path / "apart")
+
+    def test_pictures_that_cannot_be_read_are_not_compared(self, settings, pictures, tmp_path, monkeypatch):
+        whole = Path.read_bytes
+
+        def read(file):
+            if file.suffix == ".png":
+                raise PermissionError(13, "Permission denied", str(file))
+            return whole(file)
+
+        shutil.copytree(pictures, tmp_path / "val")
+        pairs = [InpaintingDataset(PictureDataset(folder(root), 16)) for root in (pictures, tmp_path / "val")]
+        monkeypatch.setattr(Path, "read_bytes", read)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warn_of_common(*pairs)
 
     def test_masks_that_teach_nothing(self, settings, tmp_path):
         (tmp_path / "masks").mkdir()

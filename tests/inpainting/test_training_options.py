@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.trainings import ON_PIXELS, SMALL, assert_same_training, history, make_pictures
 
-from pconv_ext import checkpoint, masks
+from pconv_ext import checkpoint, losses, masks
 from pconv_ext.data import PictureDataset, folder
 from pconv_ext.inpainting.cli.options import given
 from pconv_ext.inpainting.training import trainer
@@ -110,6 +111,13 @@ def test_running_mean():
             torch.stack([mean.module.weight.detach(), mean.module.running_mean]), expected
         )
         assert mean.module.num_batches_tracked == net.num_batches_tracked
+
+
+def test_the_running_mean_waits_for_no_gpu():
+    mean = running_mean(torch.nn.Linear(1, 1), 0.5)
+    value = torch.ones(1)
+    mean.multi_avg_fn([value], [torch.zeros(1)], None)  # in place of a count that is on the GPU
+    assert value == pytest.approx(0.1)
 
 
 def test_the_mean_is_what_is_saved(settings, tmp_path):
@@ -232,10 +240,40 @@ def test_refused(settings, tmp_path):
         ({"clip": 0.0}, ValueError, "clip must be above 0, got 0.0"),
         ({"schedule": "step"}, ValueError, "schedule must be one of 'plateau', 'cosine', got 'step'"),
         ({"warmup": 5}, ValueError, "warmup is of the schedule cosine, which is plateau"),
+        ({"patience": 3, "schedule": "cosine"}, ValueError, "patience is of the schedule plateau, which is"),
+        ({"factor": 0.1, "schedule": "cosine"}, ValueError, "factor is of the schedule plateau, which is"),
+        ({"min_epochs": 3}, ValueError, "min_epochs is about stop_after, which is None"),
+        (
+            {"phases": [{"epoch": 2, "size": [16, 8], "batch_size": 1}]},
+            ValueError,
+            "needs more than one value: phases, from epoch 2 on, has one picture of 8x8 at a time",
+        ),
+        (
+            {"phases": [{"epoch": 2, "size": 7, "weights": {"style": 1}}], "vgg16": "absent"},
+            ValueError,
+            "need at least 8x8 pixels, phases, from epoch 2 on, has 7x7",
+        ),
     ):
         with pytest.raises(error, match=expected):
             train(settings | options, tmp_path / "run")
         assert not (tmp_path / "run").exists(), options
+
+
+def test_phases_in_another_spelling(settings, tmp_path):
+    train(settings | {"phases": [{"epoch": 2, "size": (16,), "weights": {"missing": 2}}]}, tmp_path)
+    same = [{"epoch": np.int64(2), "size": np.int64(16), "weights": {"missing": 2.0}}]
+    assert train({"phases": same, "epochs": 3}, tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"phases was .*'size': .16.*, got .*'size': .24.*"):
+        train({"phases": [{**same[0], "size": 24}]}, tmp_path, resume=True)
+
+
+def test_a_phase_after_the_last_epoch(settings, tmp_path):
+    vgg16 = tmp_path / "vgg16.pth"
+    torch.save(losses.vgg16_features().state_dict(), vgg16)
+    later = {"phases": [{"epoch": 3, "weights": {"style": 1}}], "vgg16": str(vgg16)}
+    assert train(settings | later, tmp_path / "run")
+    assert train({"epochs": 3}, tmp_path / "run", resume=True)
+    assert "style" in history(tmp_path / "run")[-1]["val"]
 
 
 def test_phase_of_keeps_what_is_not_said():
@@ -287,4 +325,5 @@ def test_stalled():
     assert not after(5, 4, 4, 4, min_epochs=5)
     assert not after(5, 4, 4, 4, stop_after=None)
     assert not after(5, 4, 9, 9, phases=[{"epoch": 3}])
+    assert not after(5, 5, 5, 5, phases=[{"epoch": 9}])  # before the phase that is to come
     assert after(5, 4, 9, 9, 9, phases=[{"epoch": 3}])

@@ -102,7 +102,7 @@ def evaluate(
         raise ValueError(
             f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
         )
-    names = [] if against is None else [name.strip() for name in dict.fromkeys(against.split(","))]
+    names = [] if against is None else [*dict.fromkeys(map(str.strip, against.split(",")))]
     for name in names:
         choice("evaluate", "against", name, tuple(OPPONENTS))
     check_installed(names)

@@ -12,7 +12,7 @@ from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
 from ..data import DATASETS
 from ..losses import WEIGHTS, merged_weights
-from .phases import Phase, Phases, phase_of
+from .phases import Phase, Phases, as_json, phase_of
 from .phases import check as _phases
 from .setting import Setting, documented, fields
 
@@ -134,7 +134,7 @@ class TrainConfig:
     stop_after: Annotated[
         int | None,
         _training(
-            "End before {epochs}, after so many without a validation loss better by 1 %.",
+            "End before {epochs}, after so many of the last phase without a validation loss better by 1 %.",
             _count,
             replaceable=True,
         ),
@@ -209,10 +209,15 @@ class TrainConfig:
                 f"{about('TrainConfig', 'invert_mask')} is about the pictures of {named('masks')}, which is "
                 "None"
             )
-        if self.warmup and self.schedule != "cosine":
+        for name, schedule in (("warmup", "cosine"), ("patience", "plateau"), ("factor", "plateau")):
+            if getattr(self, name) != getattr(TrainConfig, name) and self.schedule != schedule:
+                raise ValueError(
+                    f"{about('TrainConfig', name)} is of the {named('schedule')} {schedule}, which is "
+                    f"{self.schedule}"
+                )
+        if self.min_epochs and self.stop_after is None:
             raise ValueError(
-                f"{about('TrainConfig', 'warmup')} is of the {named('schedule')} cosine, which is "
-                f"{self.schedule}"
+                f"{about('TrainConfig', 'min_epochs')} is about {named('stop_after')}, which is None"
             )
 
     @property
@@ -233,7 +238,7 @@ class TrainConfig:
         stages: Any = self.kernel_sizes
         values["kernel_sizes"] = [list(sizes) if hasattr(sizes, "__len__") else sizes for sizes in stages]
         values["weights"] = merged_weights("TrainConfig", self.weights)
-        values["phases"] = [dict(phase) for phase in self.phases]
+        values["phases"] = as_json(self.phases)
         return values
 
 
@@ -244,11 +249,12 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
         ValueError: something that would make it another training differs.
     """
     replaceable = [name for name, field in fields(TrainConfig).items() if field.setting.replaceable]
+    began = TrainConfig(**stored).to_dict()
     asked = TrainConfig(**{**stored, **given}).to_dict()
     for name in given:
-        if asked[name] != stored[name] and name not in replaceable:
+        if asked[name] != began[name] and name not in replaceable:
             raise ValueError(
                 f"a training is resumed with the settings it was begun with: {named(name)} was "
-                f"{stored[name]}, got {asked[name]}; only {', '.join(map(named, replaceable))} may differ"
+                f"{began[name]}, got {asked[name]}; only {', '.join(map(named, replaceable))} may differ"
             )
     return TrainConfig(**asked)

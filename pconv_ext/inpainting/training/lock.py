@@ -13,6 +13,19 @@ class FolderInUseError(FileExistsError):
     """Another training is in the folder."""
 
 
+_held: set[int] = set()
+
+
+def _forget() -> None:
+    """In a forked process, which is no holder: or the lock would live as long as it."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 class Lock:
     """The lock of a folder, in `file`, which says who holds it.
 
@@ -38,6 +51,7 @@ class Lock:
                 if os.path.samestat(os.fstat(self._handle), os.stat(file)):
                     break
             os.close(self._handle)  # its holder has removed it meanwhile
+        _held.add(self._handle)
         os.ftruncate(self._handle, 0)
         os.write(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
@@ -45,4 +59,6 @@ class Lock:
         """Let others have it."""
         with contextlib.suppress(OSError):
             self.file.unlink()
-        os.close(self._handle)
+        if self._handle in _held:
+            _held.remove(self._handle)
+            os.close(self._handle)

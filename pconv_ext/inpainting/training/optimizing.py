@@ -31,14 +31,13 @@ def scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int)
 
 
 def stalled(config: TrainConfig, history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the validation loss has not become 1 % better in `stop_after` epochs of a phase."""
+    """Whether the validation loss has not become 1 % better in `stop_after` epochs of the last phase."""
     if config.stop_after is None or len(history) < config.min_epochs:
         return False
-    best, since, number = math.inf, 0, -1
-    for epoch, record in enumerate(history):
-        phase = config.phase(epoch).number
-        if phase != number or record["val"]["total"] < _BETTER * best:
-            best, since, number = record["val"]["total"], 0, phase
+    best, since = math.inf, 0
+    for record in history[config.phases[-1]["epoch"] - 1 if config.phases else 0 :]:
+        if record["val"]["total"] < _BETTER * best:
+            best, since = record["val"]["total"], 0
         else:
             since += 1
     return since >= config.stop_after
@@ -51,11 +50,16 @@ def running_mean(net: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(means: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        kept = min(decay, (1 + int(count)) / (10 + int(count)))
+    def update(means: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
+        kept = min(decay, (1 + taken()) / (10 + taken()))
         if means[0].is_floating_point():
             torch._foreach_lerp_(list(means), list(values), 1 - kept)
         else:
             torch._foreach_copy_(list(means), list(values))
 
-    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    mean = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+
+    def taken() -> int:
+        return int(mean.n_averaged)  # on the CPU; what `update` is given is not, and would be waited for
+
+    return mean

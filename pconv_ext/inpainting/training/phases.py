@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from .._arguments import about, integer
-from ..losses import merged_weights
+from .._arguments import about, integer, named
+from ..losses import SMALLEST, merged_weights, needs_vgg16
 
 Phases: TypeAlias = Sequence[Mapping[str, Any]]
 
-_KEYS = ("epoch", "size", "batch_size", "weights")
+_CYCLES = ("size", "batch_size")
+_KEYS = ("epoch", *_CYCLES, "weights")
 
 
 class Phase(NamedTuple):
@@ -42,14 +43,42 @@ def check(user: str, name: str, value: Any) -> None:
         if epoch <= last:
             raise ValueError(f"{subject} must be in the order of their epochs, got {epoch} after {last}")
         last = epoch
-        counts = [len(_cycle(user, name, phase[key])) for key in ("size", "batch_size") if key in phase]
+        counts = [len(_cycle(user, name, phase[key])) for key in _CYCLES if key in phase]
         if len({*counts} - {1}) > 1:
             raise ValueError(f"{subject} must have as many of size as of batch_size, or one, got {phase!r}")
         merged_weights(user, phase.get("weights", {}))
 
 
+def check_size(phase: Phase, phases: Phases, depth: int, processes: int) -> None:
+    """ValueError where no step of one of the `phases` could be made, with a network of this depth."""
+    size, where = phase.size, named("size")
+    if phase.number:
+        where = f"{named('phases')}, from epoch {phases[phase.number - 1]['epoch']} on,"
+    if phase.batch_size == processes and size <= 2**depth:
+        raise ValueError(
+            f"batch normalisation needs more than one value: {where} has one picture of {size}x{size} at a "
+            f"time, with {named('depth')} {depth} that is one"
+        )
+    if needs_vgg16(phase.weights) and size < SMALLEST:
+        raise ValueError(
+            f"the losses perceptual and style need at least {SMALLEST}x{SMALLEST} pixels, {where} has "
+            f"{size}x{size}"
+        )
+
+
+def as_json(phases: Phases) -> list[dict[str, Any]]:
+    """Checked phases in the one form that they are stored and compared in."""
+    return [_as_json(phase) for phase in phases]
+
+
+def _as_json(phase: Mapping[str, Any]) -> dict[str, Any]:
+    cycles = {key: _cycle("train", "phases", phase[key]) for key in _CYCLES if key in phase}
+    weights = {name: float(weight) for name, weight in phase.get("weights", {}).items()}
+    return {"epoch": int(phase["epoch"]), **cycles, **({"weights": weights} if weights else {})}
+
+
 def _cycle(user: str, name: str, value: Any) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Iterable) else [value]
     if not values:
         raise ValueError(f"{about(user, name)} must have a size and a batch_size, got none")
     return [integer(user, name, one, 1) for one in values]

@@ -53,20 +53,30 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
     return made[0], made[1]
 
 
-def identity(pairs: InpaintingDataset, root: str) -> dict[str, Any]:
-    """What tells the pictures from others: how many, and a checksum of their names below `root` and sizes."""
-    collection = pairs.pictures.collection
-    sizes, checksum = _file_sizes(collection), hashlib.sha256()
-    for name in map(collection.name, range(len(collection))):
-        checksum.update(f"{os.fsencode(name.removeprefix(root))!r} {sizes.get(name, 0)}\n".encode())
-    return {"count": len(collection), "checksum": checksum.hexdigest()}
+def identity(names: Sequence[str], root: str) -> dict[str, Any]:
+    """What tells pictures from others: how many, and a checksum of their names below `root` and sizes."""
+    sizes, checksum = _file_sizes(names), hashlib.sha256()
+    for name in names:
+        below = os.fsencode(os.path.relpath(name, root))
+        checksum.update(f"{below!r} {sizes.get(name, 0)}\n".encode())
+    return {"count": len(names), "checksum": checksum.hexdigest()}
+
+
+def identities(config: TrainConfig, train: InpaintingDataset, val: InpaintingDataset) -> dict[str, Any]:
+    """`identity` of all that a training reads: the pictures to train and to validate on, and of masks."""
+    masks_ = masks.MaskFolder(config.masks).paths if config.masks is not None else ()
+    return {
+        "train": identity(_names(train), config.data),
+        "val": identity(_names(val), config.val or config.data),
+        "masks": identity([*map(str, masks_)], config.masks or ""),
+    }
 
 
 def warn_of_common(train: InpaintingDataset, val: InpaintingDataset) -> None:
     """A UserWarning where pictures to validate on are trained on too: files of the same content."""
-    trained, validated = (_file_sizes(pairs.pictures.collection) for pairs in (train, val))
+    trained, validated = (_file_sizes(_names(pairs)) for pairs in (train, val))
     sizes = {*trained.values()} & {*validated.values()}
-    contents = {_content(name) for name, size in trained.items() if size in sizes}
+    contents = {_content(name) for name, size in trained.items() if size in sizes} - {None}
     common = sorted(name for name, size in validated.items() if size in sizes and _content(name) in contents)
     if common:
         warnings.warn(
@@ -76,14 +86,21 @@ def warn_of_common(train: InpaintingDataset, val: InpaintingDataset) -> None:
         )
 
 
-def _file_sizes(collection: PictureCollection) -> dict[str, int]:
+def _names(pairs: InpaintingDataset) -> list[str]:
+    collection = pairs.pictures.collection
+    return [collection.name(index) for index in range(len(collection))]
+
+
+def _file_sizes(names: Sequence[str]) -> dict[str, int]:
     """By name, of the pictures that are files of their own."""
-    names = map(collection.name, range(len(collection)))
     return {name: os.path.getsize(name) for name in names if os.path.isfile(name)}
 
 
-def _content(file: str) -> bytes:
-    return hashlib.sha256(Path(file).read_bytes()).digest()
+def _content(file: str) -> bytes | None:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:  # whoever needs the picture tells of it
+        return None
 
 
 class Validation(Dataset[tuple[Tensor, Tensor, bool]]):

@@ -91,8 +91,9 @@ class Report:
             for name, value in record[part].items():
                 self.board.add_scalar(f"{part}/{name}", value, total)
         self.board.add_scalar("train/lr", record["lr"], total)
-        rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
-        self.board.add_image("val", figures.tile(rows), total)
+        if shown:  # none where this process could read none of its share
+            rows = [figures.triptych(*row) for row in zip(*shown, strict=True)]
+            self.board.add_image("val", figures.tile(rows), total)
         self.board.flush()
         pictures = self._pictures(self.began_at, self.counted)
         rate = pictures / (self.clock - self.began) if pictures else 0.0

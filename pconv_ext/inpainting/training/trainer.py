@@ -18,8 +18,8 @@ from ..losses import InpaintingLoss, load_vgg16, needs_vgg16
 from ..model import InpaintingNet, composite
 from .config import TrainConfig
 from .optimizing import Scheduler, running_mean, scheduler, stalled
-from .phases import Phase
-from .pictures import Batches, Validation, datasets, identity, loader, warn_of_common
+from .phases import Phase, check_size
+from .pictures import Batches, Validation, datasets, identities, loader, warn_of_common
 from .processes import Processes
 from .reports import Report
 from .run_folder import STATE, RunFolder
@@ -87,10 +87,7 @@ class Trainer:
         train, val = datasets(config)
         if group.first and state is None:
             warn_of_common(train, val)
-        self.pictures = {
-            "train": identity(train, config.data),
-            "val": identity(val, config.val or config.data),
-        }
+        self.pictures = identities(config, train, val)
         self.batches = Batches(len(train), config.batch_size, config.seed, group.size, group.rank)
         self.loader = loader(train, self.batches, workers, group.device)
         self.train_set, self.val_set = train, val
@@ -101,6 +98,7 @@ class Trainer:
         phases = [config.phase(epoch) for epoch in range(max(config.epochs, reached) + 1)]
         for phase in phases:
             self.batches.check(phase.batch_size)
+            check_size(phase, config.phases, config.depth, group.size)
         self.vgg16 = load_vgg16(config.vgg16) if any(needs_vgg16(p.weights) for p in phases) else None
         torch.manual_seed(config.seed)
         self.net = InpaintingNet(**config.net, backend=backend).to(group.device)
@@ -206,14 +204,18 @@ class Trainer:
 
     def _check_growth(self, what: str, total: float) -> None:
         first = self.progress.first
-        if first is not None and total > _DIVERGED * first:
+        if first is None:
+            return
+        # At least a hundredth of the weights, since terms are near 1: the first holes may be small, or none.
+        if total > _DIVERGED * max(first, 0.01 * sum(self.phase.weights.values())):
             raise DivergedError(self._diverged(what, f"is {total:.3g}, at first it was {first:.3g},"))
 
     def _diverged(self, what: str, grown: str = "is not finite any more") -> str:
         at = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
         return (
-            f"{what} {grown} at {at}: try a smaller {named('lr')} than {self.config.lr} or, "
-            f"with bfloat16, {named('precision')} float32; {self.folder.root} holds the last good checkpoint"
+            f"{what} {grown} at {at}: train anew with a smaller {named('lr')} than {self.config.lr} or, with "
+            f"bfloat16, {named('precision')} float32; {self.folder.root} holds the last good checkpoint, a "
+            f"{named('start')} for that"
         )
 
     def _end_epoch(self, report: Report) -> None:
@@ -333,9 +335,11 @@ class Trainer:
                     f"to validate on, got {new_train} and {new_val}"
                 )
             if state["pictures"] != self.pictures:
+                given = (self.config.data, self.config.val, self.config.masks)
+                folders = [folder for folder in given if folder is not None]
                 raise OtherPicturesError(
                     f"the training in {self.folder.root} was begun with other pictures: as many, with other "
-                    f"names or sizes than those in {self.config.data} or {self.config.val}"
+                    f"names or sizes than those in {' or '.join(folders)}"
                 )
             self._take(state)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
