@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ._arguments import choice
 from .checkpoint import load_net, network_file
 from .evaluation import Report, evaluate
 from .tables import write_ablation, write_report
@@ -52,6 +53,7 @@ def ablate(
     output: str | os.PathLike[str],
     *,
     lpips: nn.Module | str = "it was not asked for",
+    only: Sequence[str] = (),
     limit: int | None = None,
     device: str | None = None,
     workers: int = 0,
@@ -69,6 +71,7 @@ def ablate(
         output: gets a folder for each training, with its metrics, and ``ablation.md``, ``.csv``, ``.json``
             and ``.png``, written again after each configuration.
         lpips: of `pconv_ext.evaluation.load_lpips`, or why there is none.
+        only: folders of the configurations to train, such as ("all", "no-msfef"); by default all six.
         limit: measure on the first so many of the validation pictures; None for all.
         device, workers, backend: as for `pconv_ext.training.train`.
         announce: called with a line about each configuration.
@@ -77,14 +80,18 @@ def ablate(
         The reports by title; None after SIGINT, SIGTERM or SIGHUP, with checkpoints written.
 
     Raises:
-        OSError, ValueError, ImportError: see `pconv_ext.training.train` and `pconv_ext.evaluation.evaluate`.
+        OSError, ValueError, ImportError: no such configuration; see also `pconv_ext.training.train` and
+            `pconv_ext.evaluation.evaluate`.
         DivergedError: all trainings did.
     """
+    for name in only:
+        choice("ablate", "only", name, tuple(one.folder for one in CONFIGURATIONS))
+    rows = [one for one in CONFIGURATIONS if not only or one.folder in only]
     reports: dict[str, Report] = {}
     with processes(device) as group:
-        for number, one in enumerate(CONFIGURATIONS, 1):
+        for number, one in enumerate(rows, 1):
             if group.first:
-                announce(f"{number}/{len(CONFIGURATIONS)} {one.title}")
+                announce(f"{number}/{len(rows)} {one.title}")
             chosen = _settings(one, settings)
             folder = Path(output, one.folder)
             try:

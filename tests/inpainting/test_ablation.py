@@ -86,17 +86,24 @@ def test_nothing_is_done_twice(settings, tmp_path, monkeypatch):
     assert all(one.images == 1 for report in fewer.values() for one in report.bins)
 
 
-def test_another_network_is_measured_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(pconv_ext.ablation, "CONFIGURATIONS", CONFIGURATIONS[:1])
-    first = quietly(settings, tmp_path)
+def test_another_network_is_measured_again(settings, tmp_path):
+    first = quietly(settings, tmp_path, only=["all"])
     folder = tmp_path / CONFIGURATIONS[0].folder
     with torch.no_grad():
         net = checkpoint.load_net(folder)
         net.decoder[-1].conv.bias.add_(0.3)
     checkpoint.save_net(net, folder / "best.safetensors")
-    (again,) = quietly(settings, tmp_path).values()
+    (again,) = quietly(settings, tmp_path, only=["all"]).values()
     (before,) = first.values()
     assert [one.l2 for one in again.bins] != [one.l2 for one in before.bins]
+
+
+def test_some_of_the_rows(settings, tmp_path):
+    assert [*quietly(settings, tmp_path, only=["no-msfef", "no-mse"])] == [
+        "No MSE + MSFEF",
+        "All loss + No MSFEF",
+    ]
+    assert not (tmp_path / "all").exists()
 
 
 def test_losses_stay_off_in_every_phase(settings, tmp_path, monkeypatch):
@@ -153,6 +160,7 @@ def test_a_diverging_row_is_left_out(settings, tmp_path, monkeypatch):
         (["{pictures}", "--lpips", "absent.pth"], "no file absent.pth"),
         (["{pictures}", "--lpips", "absent.pth", "--no-lpips"], "exclude each other"),
         (["{pictures}", "--no-lpips", "--lr=-1"], "lr must be above 0"),
+        (["{pictures}", "--no-lpips", "--only=all,none"], "--only must be one of 'all', 'no-mse', "),
     ],
 )
 def test_errors(pictures, tmp_path, capsys, arguments, expected):

@@ -9,8 +9,11 @@ import typer
 from rich.console import Console
 
 from .. import tables
+from ..ablation import CONFIGURATIONS
 from ..ablation import ablate as study
 from . import metric, options
+
+_FOLDERS = ", ".join(one.folder for one in CONFIGURATIONS)
 
 
 @options.with_settings("weights")  # which are what the study varies
@@ -21,6 +24,13 @@ def ablate(
     ],
     lpips: metric.Lpips = None,
     no_lpips: metric.NoLpips = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Some of the trainings alone, such as all,no-msfef, of: {_FOLDERS}.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Measure on the first so many pictures.", min=1, show_default=False)
     ] = None,
@@ -38,6 +48,7 @@ def ablate(
         options.given({"data": data, **settings}),
         output,
         lpips=metric.metric(lpips, no_lpips),
+        only=[] if only is None else [*map(str.strip, only.split(","))],
         limit=limit,
         device=device,
         workers=workers,
