@@ -1,12 +1,12 @@
-"""Inpainting with a trained network: pictures, arrays and tensors, files and folders."""
+"""Inpainting with a trained network: pictures, arrays and tensors."""
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,23 +18,25 @@ from .. import _backends
 from .._checks import FLOAT_DTYPES, MASK_DTYPES
 from .._prepack import prepack
 from . import _pictures, masks
-from ._arguments import about
+from ._arguments import choice
 from ._device import find_device
 from ._extras import require
-from ._files import check_folder, write_atomically
 from .checkpoint import load_net
+from .large import fill_crops, fill_resized, like, unit
 from .model import InpaintingNet, composite
+from .smooth import smooth_fill
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Inpainter", "inpaint_files"]
+__all__ = ["LARGE", "Inpainter"]
 
 Picture = TypeVar("Picture", "Image.Image", NDArray[Any], Tensor)
 AnyPicture: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
 
-#: Of Pillow, by format; the others have one quality or are lossless by default.
-_QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+#: What is done with pictures more than twice as large as those that a network is trained with.
+LARGE = ("crop", "resize", "whole")
+_SMALL = 2  # times that size: what is no larger is filled as it is
 
 
 class Inpainter:
@@ -73,7 +75,13 @@ class Inpainter:
         self.net = prepack(net.eval().to(self.device, torch.float32))
 
     def __call__(
-        self, image: Picture, mask: AnyPicture, *, invert_mask: bool = False, raw: bool = False
+        self,
+        image: Picture,
+        mask: AnyPicture,
+        *,
+        invert_mask: bool = False,
+        raw: bool = False,
+        large: str = "crop",
     ) -> Picture:
         """Fill the holes of an image, of any height and width.
 
@@ -92,7 +100,11 @@ class Inpainter:
                   floating. Nonzero is valid; but where uint8 has values above 1, it is a picture, and values
                   above 127 are valid.
             invert_mask: nonzero or light = hole instead.
-            raw: return the network's output everywhere, not only in holes.
+            raw: return the network's output everywhere, not only in holes; of the whole picture at once.
+            large: what is done with pictures more than twice as large as those of training, ``net.config``'s
+                size: "crop": holes are cut out with their surroundings and, where they are wide, filled in a
+                smaller copy, see `pconv_ext.large`; "resize": the whole picture is; "whole": nothing, which
+                takes time and memory for every pixel and fills wide holes badly.
 
         Returns:
             The same kind of picture as `image`: PIL image in mode RGB of the (upright) image's size without
@@ -101,16 +113,27 @@ class Inpainter:
 
         Warns:
             UserWarning: holes cover more than half of the picture, as an inverted mask's do; there are none;
-                the mask is a picture of another aspect ratio.
+                the mask is a picture of another aspect ratio; the midst of a hole is beyond the network's
+                reach and filled smoothly from its surroundings.
 
         Raises:
             TypeError: an image or mask of another type or dtype.
-            ValueError: a shape that does not fit, a valid pixel outside of [0, 1].
+            ValueError: a shape that does not fit, a valid pixel outside of [0, 1], no such `large`.
             ImportError: Pillow is missing, for masks that are pictures.
         """
-        return self._fill("Inpainter", image, mask, invert_mask, raw)
+        choice("Inpainter", "large", large, LARGE)
+        return self._fill("Inpainter", image, mask, invert_mask, raw, large)
 
-    def _fill(self, user: str, image: Picture, mask: AnyPicture, invert_mask: bool, raw: bool) -> Picture:
+    def _fill(
+        self,
+        user: str,
+        image: Picture,
+        mask: AnyPicture,
+        invert_mask: bool,
+        raw: bool,
+        large: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Picture:
         pixels = _pixels(user, image)
         valid = _valid(user, mask, pixels)
         if invert_mask:
@@ -125,84 +148,47 @@ class Inpainter:
                 "invert_mask=True or --invert-mask",
                 stacklevel=3,
             )
-        output = self._run(pixels, valid)
-        return _like(image, output if raw else composite(output, pixels, valid))
-
-    def _run(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """The network's output with the dtype, device and range of `pixels`."""
-        x = pixels.to(self.device, torch.float32)
-        if pixels.dtype == torch.uint8:
-            x = x / 255
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            output = self.net(x, valid.to(self.device))
-        if not output.isfinite().all():
-            raise ValueError("Inpainter: the network must return finite values, it is damaged or diverged")
-        output = output.clamp(0, 1)  # a tensor of inference mode would stop a later backward pass
-        if pixels.dtype == torch.uint8:
-            output = (output * 255).round()
-        return output.to(pixels.device, pixels.dtype)
-
-
-def inpaint_files(
-    inpainter: Inpainter,
-    image: str | os.PathLike[str],
-    mask: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    invert_mask: bool = False,
-    raw: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
-    """Inpaint a picture file, or all in a folder and the folders below.
-
-    What can go wrong with paths is found out before anything is written, and each file is written whole or
-    not at all. In a folder a picture or mask that cannot be read is left out with a warning that names it.
-
-    Args:
-        inpainter: does it.
-        image: a file or a folder.
-        mask: a file; for a folder of images also a folder, whose masks have the images' paths but for the
-            extension: ``cats/1.jpg`` goes with ``cats/1.png``. Light = valid, dark = hole.
-        output: a file in whose format the picture is written (valid pixels are exact in lossless ones: PNG,
-            TIFF, WebP). For a folder of images a folder outside of those of the inputs, which is made if
-            missing and gets a PNG at each image's path; files of that name are replaced.
-        invert_mask, raw: as for `Inpainter`.
-        progress: called with the number of images done and of all, after each.
-
-    Returns:
-        The files written.
-
-    Raises:
-        OSError: a file or folder that is not there or cannot be written.
-        ValueError: an image without mask, several of one name, an unreadable file (in a folder: all images),
-            an output that is an input or of no known format.
-        ImportError: Pillow is missing.
-    """
-    source, mask_source, target = Path(image), Path(mask), Path(output)
-    for name, path in (("image", source), ("mask", mask_source)):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{about('inpaint', name)} must be a file or a folder, there is no {path}"
-            )
-    jobs = (_folder_jobs if source.is_dir() else _file_jobs)(source, mask_source, target)
-    _check_apart((source, mask_source), target, jobs)
-    written = []
-    for done, (picture_file, mask_file, file) in enumerate(jobs, 1):
-        try:
-            picture, picture_mask = _pictures.read(picture_file), _pictures.read(mask_file)
-        except _pictures.UnreadablePictureError as error:
-            if not source.is_dir():
-                raise
-            warnings.warn(f"left out: {error}", stacklevel=2)
+        reach = _Reach()
+        size = self.net.config["size"]
+        if raw or large == "whole" or max(pixels.shape[2:]) <= _SMALL * size:
+            output = like(self._run(unit(pixels), valid, reach), pixels)
+            result = output if raw else composite(output, pixels, valid)
         else:
-            user = f"{picture_file} with mask {mask_file}"
-            _save(inpainter._fill(user, picture, picture_mask, invert_mask, raw), file)
-            written.append(file)
-        if progress:
-            progress(done, len(jobs))
-    if not written:
-        raise ValueError(f"inpaint: none of the {len(jobs)} pictures in {source} and their masks can be read")
-    return written
+            strategy = partial(fill_crops, progress=progress) if large == "crop" else fill_resized
+            fill = partial(self._run, reach=reach)
+            pairs = zip(pixels.split(1), valid.expand(len(pixels), -1, -1, -1).split(1), strict=True)
+            result = torch.cat([strategy(fill, *pair, size) for pair in pairs])
+        if reach.missed:
+            warnings.warn(
+                f"{user}: {reach.missed / reach.holes:.1%} of the hole pixels are beyond the network's reach "
+                "and filled smoothly from their surroundings",
+                stacklevel=3,
+            )
+        return _like(image, result)
+
+    def _run(self, image: Tensor, valid: Tensor, reach: _Reach) -> Tensor:
+        """The network's output, in [0, 1], for a float32 image on any device; what it misses is smooth."""
+        x, mask = image.to(self.device), valid.to(self.device)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            output, reached = self.net.reach(x, mask)
+            missed = (reached == 0) & ~mask
+            if missed.any():
+                output = torch.where(missed, smooth_fill(x, mask), output)
+            if not output.isfinite().all():
+                raise ValueError(
+                    "Inpainter: the network must return finite values, it is damaged or diverged"
+                )
+        reach.holes += int((~mask).sum())
+        reach.missed += int(missed.sum())
+        return output.clamp(0, 1).to(image.device)  # clamped outside of inference mode, for later gradients
+
+
+@dataclass
+class _Reach:
+    """How many hole pixels a network was given, and how many of them it did not reach."""
+
+    holes: int = 0
+    missed: int = 0
 
 
 def _load(checkpoint: Any, backend: str) -> InpaintingNet:
@@ -292,90 +278,3 @@ def _like(image: Any, result: Tensor) -> Any:
         return result.reshape(image.shape)
     array = result[0].permute(1, 2, 0).contiguous().numpy()
     return array if isinstance(image, np.ndarray) else require("Inpainter", "PIL.Image").fromarray(array)
-
-
-def _file_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, Path]]:
-    if mask.is_dir():
-        raise IsADirectoryError(
-            f"{about('inpaint', 'mask')} must be a file, as the image {image} is, got the folder {mask}"
-        )
-    if output.is_dir():
-        raise IsADirectoryError(
-            f"{about('inpaint', 'output')} must be a file, as the image {image} is, got the folder {output}"
-        )
-    _format(output)
-    if not output.parent.is_dir():
-        raise NotADirectoryError(
-            f"{about('inpaint', 'output')} must go into an existing folder, {output.parent} is none"
-        )
-    check_folder("inpaint", "the folder of output", output.parent)
-    return [(image, mask, output)]
-
-
-def _folder_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, Path]]:
-    pictures = _by_stem(image)
-    if mask.is_dir():
-        found = _by_stem(mask)
-        missing = [str(path) for stem, path in pictures.items() if stem not in found]
-        if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"inpaint: the folder {mask} must have a mask for each picture in {image}, of the same path "
-                f"but for the extension; {len(missing)} of {len(pictures)} have none: {names}"
-            )
-    else:
-        _pictures.read(mask)  # if unreadable, an error now and not a warning for each picture
-        found = dict.fromkeys(pictures, mask)
-    check_folder("inpaint", "output", output)
-    return [(path, found[stem], output / f"{stem}.png") for stem, path in pictures.items()]
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by their path in it without extension."""
-    found: dict[str, Path] = {}
-    for path in _pictures.find("inpaint", folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise ValueError(
-                f"inpaint: pictures in a folder must differ in more than the extension, got {found[stem]} "
-                f"and {path}"
-            )
-        found[stem] = path
-    return found
-
-
-def _format(file: Path) -> str:
-    """Pillow's name of the format that `file` is to be written in."""
-    pil = require("inpaint", "PIL.Image")
-    name: str = pil.registered_extensions().get(file.suffix.lower(), "")
-    if name not in pil.SAVE:
-        raise ValueError(
-            f"{about('inpaint', 'output')} must have the extension of a format that Pillow writes, as .png, "
-            f"got {file}"
-        )
-    return name
-
-
-def _check_apart(inputs: tuple[Path, Path], output: Path, jobs: list[tuple[Path, Path, Path]]) -> None:
-    """No output may replace an input, or be one the next time."""
-    places = [path.resolve() for path in inputs]
-    if any(output.resolve().is_relative_to(place) for place in places):
-        raise ValueError(
-            f"{about('inpaint', 'output')} must be apart from the image and the mask, got {output}"
-        )
-    read = {path.resolve() for job in jobs for path in job[:2]}
-    for _, _, file in jobs:
-        if file.resolve() in read:
-            raise ValueError(
-                f"{about('inpaint', 'output')} must not replace an image or a mask, {file} is one"
-            )
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    kind, stream = _format(file), io.BytesIO()
-    try:
-        picture.save(stream, kind, **_QUALITY.get(kind, {}))
-    except (OSError, ValueError) as error:  # too large for the format
-        raise OSError(f"cannot write {file}: {error}") from error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, stream.getvalue())

@@ -103,6 +103,8 @@ class InpaintingNet(Pretrained):
         depth: encoder stages, at least 2; also decoder stages.
         residual: add what the layers return to `smooth_fill` of the image, so that they only have to correct
             it. Ours, not the paper's.
+        size: height and width of the pictures it is trained with. No layer depends on it; `Inpainter` brings
+            larger pictures near it.
         backend: of the partial convolutions, as for `pconv_ext.partial_conv2d`.
 
     Attributes:
@@ -120,12 +122,14 @@ class InpaintingNet(Pretrained):
         kernel_sizes: Sequence[int] | Sequence[Sequence[int]] = (3, 5, 7),
         depth: int = 8,
         residual: bool = False,
+        size: int = 256,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         user = "InpaintingNet"
-        if width < 1:
-            raise ValueError(f"{about(user, 'width')} must be at least 1, got {width}")
+        for name, value in (("width", width), ("size", size)):
+            if value < 1:
+                raise ValueError(f"{about(user, name)} must be at least 1, got {value}")
         if depth < 2 or not 0 <= msfef_stages <= depth:
             raise ValueError(
                 f"{about(user, 'depth')} must be at least 2 and {named('msfef_stages')} from 0 to depth, "
@@ -138,6 +142,7 @@ class InpaintingNet(Pretrained):
             "kernel_sizes": [list(stage) for stage in sizes],
             "depth": depth,
             "residual": bool(residual),
+            "size": size,
         }
         channels = [width * min(2**i, 8) for i in range(depth)]
         encoder, c_in = [], 3
@@ -173,6 +178,15 @@ class InpaintingNet(Pretrained):
         Raises:
             ValueError: shapes that do not fit; training where batch normalisation has one value per channel.
         """
+        return self.reach(image, mask)[0]
+
+    def reach(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inpaint as `forward` does, and tell which pixels are reached.
+
+        Returns:
+            What `forward` does, and [N or 1, 1, H, W], 0 in the midst of holes so large that no layer sees a
+            valid pixel from there: the output has there what it begins with, `smooth_fill` or 0.
+        """
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"InpaintingNet: image must have shape [N, 3, H, W], got {list(image.shape)}")
         base = smooth_fill(image, mask) if self.config["residual"] else None
@@ -182,7 +196,8 @@ class InpaintingNet(Pretrained):
             x, mask = stage(x, mask)
         for decoder_stage in cast("list[_DecoderStage]", self.decoder):
             x, mask = decoder_stage(x, mask, *skips.pop())
-        return x if base is None else base + x
+        reached = x.new_ones(1, 1, *x.shape[2:]) if mask is None else mask
+        return x if base is None else base + x, reached
 
 
 def _per_stage(kernel_sizes: Sequence[int] | Sequence[Sequence[int]], stages: int) -> list[tuple[int, ...]]:

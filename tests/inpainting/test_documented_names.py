@@ -14,10 +14,12 @@ import pconv_ext
 #: In README, CHANGELOG or docstrings as `pconv_ext.X`.
 DOCUMENTED = (
     "ablation",
+    "batch",
     "checkpoint",
     "data",
     "evaluation",
     "inpainter",
+    "large",
     "losses",
     "masks",
     "model",

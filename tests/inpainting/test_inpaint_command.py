@@ -17,7 +17,7 @@ from support.inpainters import PIXELS, VALID, expected, make_net
 
 import pconv_ext
 from pconv_ext import checkpoint
-from pconv_ext.inpainter import inpaint_files
+from pconv_ext.batch import inpaint_files
 from pconv_ext.inpainting.cli import run
 
 Inpainter = partial(pconv_ext.Inpainter, device="cpu")

@@ -124,6 +124,7 @@ def test_warnings(white):
     mask[:, :15] = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* beyond the network's reach")  # it is a tiny one
         white(black, mask)  # no more than one half
         white(black[:3, :4], Image.fromarray(mask))  # 20x30 rounds to 3x4
     mask[0, 15], fifth[:6] = False, False
@@ -134,7 +135,8 @@ def test_warnings(white):
     ):
         with pytest.warns(UserWarning, match=match) as caught:
             white(black, kind)
-        assert [warning.filename for warning in caught] == [__file__]
+        others = [one.filename for one in caught if "beyond the network's reach" not in str(one.message)]
+        assert others == [__file__]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 2), (8, 8), (37, 50)], ids=str)

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from pconv_ext import checkpoint
+from pconv_ext.inpainting.cli import run
 from pconv_ext.inpainting.training.run_folder import RunFolder
 
 #: A training that takes a moment; on pixels alone it needs no VGG-16.
@@ -39,6 +41,17 @@ def command(*arguments, module="support.run_command", **options):
         text=True,
         **options,
     )
+
+
+def one_line(capsys, *arguments):
+    """The one line on standard error of a command that fails."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run([*map(str, arguments)])
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def finish(process):

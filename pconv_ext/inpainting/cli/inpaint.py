@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..inpainter import Inpainter, inpaint_files
+from ..batch import inpaint_files
+from ..inpainter import LARGE, Inpainter
 from .options import Device
 
 
@@ -39,6 +40,13 @@ def inpaint(
     raw: Annotated[
         bool, typer.Option("--raw", help="The network's output everywhere, not only in holes.")
     ] = False,
+    large: Annotated[
+        str,
+        typer.Option(
+            help=f"Pictures larger than those of training: {', '.join(LARGE)}; holes cut out with "
+            "their surroundings, everything made smaller, or nothing."
+        ),
+    ] = "crop",
     device: Device = None,
 ) -> None:
     """Fill the holes of a picture, or of all pictures in a folder.
@@ -48,7 +56,7 @@ def inpaint(
     inpainter = Inpainter(checkpoint, device)
     console = Console(stderr=True)
     folder = image.is_dir()
-    with Progress(console=console, transient=True, disable=not (folder and console.is_terminal)) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("inpainting", total=None)
         written = inpaint_files(
             inpainter,
@@ -57,6 +65,7 @@ def inpaint(
             output,
             invert_mask=invert_mask,
             raw=raw,
+            large=large,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for file in written:

@@ -225,7 +225,7 @@ class TrainConfig:
         """The arguments of `pconv_ext.InpaintingNet`."""
         return {
             name: getattr(self, name)
-            for name in ("width", "msfef_stages", "kernel_sizes", "depth", "residual")
+            for name in ("width", "msfef_stages", "kernel_sizes", "depth", "residual", "size")
         }
 
     def phase(self, epoch: int) -> Phase:

@@ -386,7 +386,7 @@ class Trainer:
 
 def _begin_with(net: InpaintingNet, file: str) -> None:
     given = load_net(file)
-    if given.config != net.config:
+    if given.config | {"size": net.config["size"]} != net.config:
         raise ValueError(
             f"{about('TrainConfig', 'start')} must be a network of {net.config}, {file} holds one of "
             f"{given.config}"
