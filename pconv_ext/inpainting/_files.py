@@ -17,12 +17,12 @@ _PARTIAL = ".partial"
 
 
 def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that at any moment it is either whole or what it was before.
+    """Write a file, through links, so that at any moment it is either whole or what it was before.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    target = Path(file)
+    target = Path(os.path.realpath(file))  # a link stays one
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:

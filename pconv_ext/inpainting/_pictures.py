@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._extras import require
 
@@ -33,6 +35,10 @@ _FORMATS = (
     "TIFF",
     "WEBP",
 )
+
+
+#: White, in modes of more than 8 bits. Mode I is what Pillow makes of some files of 16.
+FULL = {"F": 1, "I": 65535, "I;16": 65535, "I;16B": 65535, "I;16L": 65535}
 
 
 class UnreadablePictureError(ValueError):
@@ -88,15 +94,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
     Rotated as its EXIF says; transparent parts over white; 16 bits a channel scaled to 8; float pictures
     (mode F) taken to lie in [0, 1]; greyscale repeated in three channels; CMYK and others by Pillow.
+
+    Raises:
+        ValueError: a mode of more bits, with values out of its range.
     """
     pil, ops = require("reading pictures", "PIL.Image"), require("reading pictures", "PIL.ImageOps")
     upright = ops.exif_transpose(picture)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        # Pillow clips these to [0, 255] instead of scaling. Mode I is what older versions make of 16 bits.
-        full = 1.0 if upright.mode == "F" else 65535.0
-        values = np.asarray(upright).astype(np.float64) / full
-        grey = np.rint(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
-        return pil.fromarray(grey).convert("RGB")
+    if upright.mode in FULL:  # Pillow clips these to [0, 255] instead of scaling
+        return pil.fromarray(_bytes(in_unit(upright))).convert("RGB")
     if upright.mode == "La":
         upright = upright.convert("LA")  # Pillow has no direct way from premultiplied grey to RGBA
     if upright.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in upright.info:
@@ -106,6 +111,51 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+def in_unit(picture: Image.Image) -> NDArray[np.float32]:
+    """The values of a picture of a mode of `FULL` in [0, 1].
+
+    Raises:
+        ValueError: some are out of the mode's range, or no numbers.
+    """
+    values, full = np.asarray(picture), FULL[picture.mode]
+    outside = values[~((values >= 0) & (values <= full))]
+    if len(outside):
+        raise ValueError(
+            f"the values of a picture of mode {picture.mode} must be in [0, {full}], got {outside[0]:g}"
+        )
+    scaled: NDArray[np.float32] = values.astype(np.float32) / np.float32(full)
+    return scaled
+
+
+def _bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def lightness(picture: Image.Image) -> Image.Image:
+    """A mask's picture, upright and as 8 bits of grey, dark where it is transparent.
+
+    Where the picture has transparent and other parts, its colours have no influence. Of values that are all
+    0 and 1, 1 is white.
+
+    Raises:
+        ValueError: as `to_rgb`.
+    """
+    pil, ops = require("reading pictures", "PIL.Image"), require("reading pictures", "PIL.ImageOps")
+    upright = ops.exif_transpose(picture)
+    if upright.has_transparency_data:
+        alpha = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA").getchannel("A")
+        low, high = alpha.getextrema()
+        if low < high:
+            return cast("Image.Image", alpha)
+        upright = upright.convert("RGB")
+    values = np.asarray(upright if upright.mode in FULL else upright.convert("L"))
+    if values.size and values.max() == 1 and set(np.unique(values)) <= {0, 1}:
+        values = (values * 255).astype(np.uint8)
+    elif upright.mode in FULL:
+        values = _bytes(in_unit(upright))
+    return cast("Image.Image", pil.fromarray(values))
+
+
 def read(source: str | os.PathLike[str]) -> Image.Image:
     """The picture in the file `source`, see `to_rgb`.
 
@@ -113,16 +163,38 @@ def read(source: str | os.PathLike[str]) -> Image.Image:
         UnreadablePictureError: names the file and says why.
         ImportError: Pillow is missing.
     """
+    picture = open_whole(source)
+    try:
+        return to_rgb(picture)
+    except ValueError as error:
+        raise UnreadablePictureError(f"cannot read picture {os.fspath(source)}: {error}") from error
+
+
+def open_whole(source: str | os.PathLike[str]) -> Image.Image:
+    """The picture in the file `source` as it is, decoded; raises as `read`."""
+    return decode(Path(source).read_bytes, os.fspath(source))
+
+
+def decode(
+    content: Callable[[], bytes], name: str, check: Callable[[Image.Image], None] = lambda picture: None
+) -> Image.Image:
+    """The picture that bytes hold, which messages call `name`; raises as `read`.
+
+    `check` is given the picture before it is decoded; a ValueError of it is one of a picture that cannot be
+    read.
+    """
     pil = require("reading pictures", "PIL.Image")
+    pil.init()
+    formats = [one for one in _FORMATS if one in pil.OPEN]
     try:
         # Read whole, so that an unreadable file and a broken picture end in the same place, closed.
-        pil.init()
-        formats = [name for name in _FORMATS if name in pil.OPEN]
-        with pil.open(io.BytesIO(Path(source).read_bytes()), formats=formats) as picture:
-            return to_rgb(picture)
+        picture: Image.Image = pil.open(io.BytesIO(content()), formats=formats)
+        check(picture)
+        picture.load()
     except Exception as error:  # decoders raise anything on damaged files, SyntaxError among it
         if isinstance(error, pil.UnidentifiedImageError):
             reason = f"it is empty or in none of the formats {', '.join(formats)}"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadablePictureError(f"cannot read picture {os.fspath(source)}: {reason}") from error
+        raise UnreadablePictureError(f"cannot read picture {name}: {reason}") from error
+    return picture

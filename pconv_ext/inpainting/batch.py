@@ -2,26 +2,77 @@
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-from . import _pictures
-from ._arguments import about, choice
-from ._extras import require
+from . import _picture_files, _pictures
+from ._arguments import about
 from ._files import check_folder, write_atomically
-from .inpainter import LARGE, Inpainter
+from .inpainter import FillOptions, Inpainter
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["Outcome", "inpaint_bytes", "inpaint_files"]
 
-__all__ = ["inpaint_files"]
+_MASK = re.compile(r"(.*)_mask\d*")  # of a picture, which it stands beside
+_DEFAULT = FillOptions()
 
-#: Of Pillow, by format; the others have one quality or are lossless by default.
-_QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+
+class Outcome(NamedTuple):
+    """What `inpaint_files` has done.
+
+    Attributes:
+        written: files.
+        left_out: pictures that have no mask or cannot be read, each told in a warning.
+        there: files that were there before, and stayed.
+    """
+
+    written: list[Path]
+    left_out: list[Path]
+    there: list[Path]
+
+
+class _Job(NamedTuple):
+    picture: Path
+    mask: Path
+    output: Path
+
+
+def inpaint_bytes(
+    inpainter: Inpainter,
+    image: bytes,
+    mask: bytes,
+    options: FillOptions = _DEFAULT,
+    *,
+    kind: str | None = None,
+    name: str = "the picture",
+    progress: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """Inpaint a picture file that is in memory.
+
+    Args:
+        inpainter: does it.
+        image, mask: the contents of two files. Light = valid, dark or transparent = hole.
+        options: see `Inpainter.__call__`.
+        kind: Pillow's name of the format to return, by default the image's own.
+        name: what messages call the image.
+        progress: called with the number of its holes that are done and of all, after each.
+
+    Returns:
+        The content of a file, with the profile, EXIF and resolution of the image. Valid pixels are exact, but
+        in a JPEG, which has the tables of the image if that is one, and in AVIF.
+
+    Raises:
+        ValueError: a file that cannot be read or has several frames or colours of 16 bits, a format without a
+            place for the picture's mode.
+        ImportError: Pillow is missing.
+    """
+    original = _picture_files.read(lambda: image, name)
+    mask_name = f"the mask of {name}"
+    filled = inpainter.fill(name, original, _pictures.decode(lambda: mask, mask_name), options, progress)
+    return _picture_files.encode(filled, original, kind or _picture_files.kind_of(original), name)
 
 
 def inpaint_files(
@@ -29,149 +80,169 @@ def inpaint_files(
     image: str | os.PathLike[str],
     mask: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    options: FillOptions = _DEFAULT,
     *,
-    invert_mask: bool = False,
-    raw: bool = False,
-    large: str = "crop",
+    overwrite: bool = False,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Outcome:
     """Inpaint a picture file, or all in a folder and the folders below.
 
     What can go wrong with paths is found out before anything is written, and each file is written whole or
-    not at all. In a folder a picture or mask that cannot be read is left out with a warning that names it.
+    not at all. What a file has beside its pixels stays, see `inpaint_bytes`. In a folder what has no mask or
+    cannot be read is left out with a warning that names it.
 
     Args:
         inpainter: does it.
         image: a file or a folder.
-        mask: a file; for a folder of images also a folder, whose masks have the images' paths but for the
-            extension: ``cats/1.jpg`` goes with ``cats/1.png``. Light = valid, dark = hole.
-        output: a file in whose format the picture is written (valid pixels are exact in lossless ones: PNG,
-            TIFF, WebP). For a folder of images a folder outside of those of the inputs, which is made if
-            missing and gets a PNG at each image's path; files of that name are replaced.
-        invert_mask, raw, large: as for `Inpainter`.
+        mask: a file; for a folder of images also a folder, which may be the same. A mask has its image's path
+            but for the extension, or with "_mask" and digits before it: ``cats/1.jpg`` goes with
+            ``cats/1.png``, ``cats/1_mask.png``, or ``cats/1_mask001.png`` and others, one result for each,
+            which has the mask's name. Light = valid, dark or transparent = hole.
+        output: a file in whose format the picture is written. For a folder of images a folder outside of
+            those of the inputs, which gets a file of each image's name and format. Missing folders are made.
+        options: see `Inpainter.__call__`.
+        overwrite: do again what is there already in an output folder, as after an interruption.
+        strict: leave nothing out.
         progress: called with the number of images done and of all, after each; of one image with that of its
             holes.
 
-    Returns:
-        The files written.
-
     Raises:
         OSError: a file or folder that is not there or cannot be written.
-        ValueError: an image without mask, several of one name, an unreadable file (in a folder: all images),
-            an output that is an input or of no known format.
+        ValueError: an unreadable file (in a folder: all images), an image without mask (in a folder: all, or
+            any if `strict`), an output that is an input or of no known format.
         ImportError: Pillow is missing.
     """
-    choice("inpaint", "large", large, LARGE)
     source, mask_source, target = Path(image), Path(mask), Path(output)
     for name, path in (("image", source), ("mask", mask_source)):
         if not path.exists():
             raise FileNotFoundError(
                 f"{about('inpaint', name)} must be a file or a folder, there is no {path}"
             )
-    jobs = (_folder_jobs if source.is_dir() else _file_jobs)(source, mask_source, target)
+    jobs, left_out = (_folder_jobs if source.is_dir() else _file_jobs)(source, mask_source, target, strict)
     _check_apart((source, mask_source), target, jobs)
-    written = []
-    for done, (picture_file, mask_file, file) in enumerate(jobs, 1):
-        try:
-            picture, picture_mask = _pictures.read(picture_file), _pictures.read(mask_file)
-        except _pictures.UnreadablePictureError as error:
-            if not source.is_dir():
-                raise
-            warnings.warn(f"left out: {error}", stacklevel=2)
+    done = Outcome([], left_out, [])
+    for number, job in enumerate(jobs, 1):
+        if source.is_dir() and not overwrite and job.output.exists():
+            done.there.append(job.output)
         else:
-            user = f"{picture_file} with mask {mask_file}"
-            heard = None if source.is_dir() else progress
-            _save(inpainter._fill(user, picture, picture_mask, invert_mask, raw, large, heard), file)
-            written.append(file)
-        if progress and source.is_dir():
-            progress(done, len(jobs))
-    if not written:
+            try:
+                _fill_file(inpainter, job, options, None if source.is_dir() else progress)
+                done.written.append(job.output)
+            except _pictures.UnreadablePictureError as error:
+                if strict or not source.is_dir():
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                done.left_out.append(job.picture)
+        if progress is not None and source.is_dir():
+            progress(number, len(jobs))
+    if not done.written and not done.there:
         raise ValueError(f"inpaint: none of the {len(jobs)} pictures in {source} and their masks can be read")
-    return written
+    return done
 
 
-def _file_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, Path]]:
-    if mask.is_dir():
-        raise IsADirectoryError(
-            f"{about('inpaint', 'mask')} must be a file, as the image {image} is, got the folder {mask}"
-        )
-    if output.is_dir():
-        raise IsADirectoryError(
-            f"{about('inpaint', 'output')} must be a file, as the image {image} is, got the folder {output}"
-        )
-    _format(output)
-    if not output.parent.is_dir():
-        raise NotADirectoryError(
-            f"{about('inpaint', 'output')} must go into an existing folder, {output.parent} is none"
-        )
+def _fill_file(
+    inpainter: Inpainter, job: _Job, options: FillOptions, progress: Callable[[int, int], None] | None
+) -> None:
+    kind = _picture_files.format_of(job.output)
+    original = _picture_files.read(job.picture.read_bytes, str(job.picture))
+    user = f"{job.picture} with mask {job.mask}"
+    filled = inpainter.fill(user, original, _pictures.open_whole(job.mask), options, progress)
+    content = _picture_files.encode(filled, original, kind, str(job.output))
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(job.output, content)
+
+
+def _file_jobs(image: Path, mask: Path, output: Path, strict: bool) -> tuple[list[_Job], list[Path]]:
+    for name, path in (("mask", mask), ("output", output)):
+        if path.is_dir():
+            raise IsADirectoryError(
+                f"{about('inpaint', name)} must be a file, as the image {image} is, got the folder {path}"
+            )
+    _picture_files.format_of(output)
     check_folder("inpaint", "the folder of output", output.parent)
-    return [(image, mask, output)]
+    return [_Job(image, mask, output)], []
 
 
-def _folder_jobs(image: Path, mask: Path, output: Path) -> list[tuple[Path, Path, Path]]:
-    pictures = _by_stem(image)
-    if mask.is_dir():
-        found = _by_stem(mask)
-        missing = [str(path) for stem, path in pictures.items() if stem not in found]
-        if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"inpaint: the folder {mask} must have a mask for each picture in {image}, of the same path "
-                f"but for the extension; {len(missing)} of {len(pictures)} have none: {names}"
-            )
-    else:
-        _pictures.read(mask)  # if unreadable, an error now and not a warning for each picture
-        found = dict.fromkeys(pictures, mask)
+def _folder_jobs(image: Path, mask: Path, output: Path, strict: bool) -> tuple[list[_Job], list[Path]]:
+    """What is to be done in a folder, and the pictures that have no mask."""
+    pictures = _below(image)
     check_folder("inpaint", "output", output)
-    return [(path, found[stem], output / f"{stem}.png") for stem, path in pictures.items()]
+    if not mask.is_dir():
+        _pictures.open_whole(mask)  # if unreadable, an error now and not a warning for each picture
+        return [_Job(path, mask, output / name) for name, path in pictures.items()], []
+    together = mask.resolve() == image.resolve()
+    masks = _by_owner(pictures if together else _below(mask))
+    stems = {_stem(name) for name in pictures} if together else set()
+    jobs, without = [], []
+    for name, path in pictures.items():
+        if _owner(name) in stems:
+            continue  # a mask
+        found = [one for one in masks.get(_stem(name), ()) if one != path]
+        for one in found:
+            result = name if len(found) == 1 else name.with_name(one.stem + name.suffix)
+            jobs.append(_Job(path, one, output / result))
+        if not found:
+            without.append(path)
+    if without and (strict or not jobs):
+        names = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+        raise ValueError(
+            f"inpaint: the folder {mask} must have a mask for each picture in {image}, of the same path but "
+            f"for the extension or with _mask before it; {len(without)} of {len(pictures)} have none: {names}"
+        )
+    for path in without:
+        warnings.warn(f"left out: {path} has no mask in {mask}", stacklevel=3)
+    _check_results(jobs)
+    return jobs, without
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by their path in it without extension."""
-    found: dict[str, Path] = {}
-    for path in _pictures.find("inpaint", folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise ValueError(
-                f"inpaint: pictures in a folder must differ in more than the extension, got {found[stem]} "
-                f"and {path}"
-            )
-        found[stem] = path
+def _below(folder: Path) -> dict[Path, Path]:
+    """The pictures in a folder by their path in it."""
+    return {path.relative_to(folder): path for path in _pictures.find("inpaint", folder)}
+
+
+def _stem(name: Path) -> str:
+    return name.with_suffix("").as_posix()
+
+
+def _owner(name: Path) -> str | None:
+    """The stem of the picture that a mask of this name stands beside, if it is named so."""
+    match = _MASK.fullmatch(_stem(name))
+    return match and match[1]
+
+
+def _by_owner(masks: Mapping[Path, Path]) -> dict[str, list[Path]]:
+    """Masks by the stems of the pictures that they may be of."""
+    found: dict[str, list[Path]] = {}
+    for name, path in masks.items():
+        for stem in (_stem(name), _owner(name)):
+            if stem is not None:
+                found.setdefault(stem, []).append(path)
     return found
 
 
-def _format(file: Path) -> str:
-    """Pillow's name of the format that `file` is to be written in."""
-    pil = require("inpaint", "PIL.Image")
-    name: str = pil.registered_extensions().get(file.suffix.lower(), "")
-    if name not in pil.SAVE:
-        raise ValueError(
-            f"{about('inpaint', 'output')} must have the extension of a format that Pillow writes, as .png, "
-            f"got {file}"
-        )
-    return name
+def _check_results(jobs: list[_Job]) -> None:
+    """No two results may have one name."""
+    made: dict[Path, _Job] = {}
+    for job in jobs:
+        other = made.setdefault(job.output, job)
+        if other is not job:
+            raise ValueError(
+                f"inpaint: {job.output} would be the result for {other.picture} with {other.mask} and for "
+                f"{job.picture} with {job.mask}"
+            )
 
 
-def _check_apart(inputs: tuple[Path, Path], output: Path, jobs: list[tuple[Path, Path, Path]]) -> None:
+def _check_apart(inputs: tuple[Path, Path], output: Path, jobs: list[_Job]) -> None:
     """No output may replace an input, or be one the next time."""
     places = [path.resolve() for path in inputs]
     if any(output.resolve().is_relative_to(place) for place in places):
         raise ValueError(
             f"{about('inpaint', 'output')} must be apart from the image and the mask, got {output}"
         )
-    read = {path.resolve() for job in jobs for path in job[:2]}
-    for _, _, file in jobs:
-        if file.resolve() in read:
+    read = {path.resolve() for job in jobs for path in (job.picture, job.mask)}
+    for job in jobs:
+        if job.output.resolve() in read:
             raise ValueError(
-                f"{about('inpaint', 'output')} must not replace an image or a mask, {file} is one"
+                f"{about('inpaint', 'output')} must not replace an image or a mask, {job.output} is one"
             )
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    kind, stream = _format(file), io.BytesIO()
-    try:
-        picture.save(stream, kind, **_QUALITY.get(kind, {}))
-    except (OSError, ValueError) as error:  # too large for the format
-        raise OSError(f"cannot write {file}: {error}") from error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, stream.getvalue())

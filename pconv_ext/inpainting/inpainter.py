@@ -18,9 +18,11 @@ from .. import _backends
 from .._checks import FLOAT_DTYPES, MASK_DTYPES
 from .._prepack import prepack
 from . import _pictures, masks
-from ._arguments import choice
+from ._arguments import choice, integer
+from ._canvas import Canvas
 from ._device import find_device
 from ._extras import require
+from ._morphology import depth, dilated
 from .checkpoint import load_net
 from .large import fill_crops, fill_resized, like, unit
 from .model import InpaintingNet, composite
@@ -29,7 +31,7 @@ from .smooth import smooth_fill
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["LARGE", "Inpainter"]
+__all__ = ["LARGE", "FillOptions", "Inpainter"]
 
 Picture = TypeVar("Picture", "Image.Image", NDArray[Any], Tensor)
 AnyPicture: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
@@ -37,6 +39,28 @@ AnyPicture: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
 #: What is done with pictures more than twice as large as those that a network is trained with.
 LARGE = ("crop", "resize", "whole")
 _SMALL = 2  # times that size: what is no larger is filled as it is
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """How holes are filled; see `Inpainter.__call__`.
+
+    Raises:
+        TypeError, ValueError: an attribute of another type or out of its range.
+    """
+
+    invert_mask: bool = False
+    threshold: int = 127
+    dilate: int = 0
+    feather: int = 0
+    large: str = "crop"
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        choice("Inpainter", "large", self.large, LARGE)
+        integer("Inpainter", "threshold", self.threshold, 0, 256)
+        integer("Inpainter", "dilate", self.dilate, 0)
+        integer("Inpainter", "feather", self.feather, 0, 32768)
 
 
 class Inpainter:
@@ -80,36 +104,45 @@ class Inpainter:
         mask: AnyPicture,
         *,
         invert_mask: bool = False,
-        raw: bool = False,
+        threshold: int = 127,
+        dilate: int = 0,
+        feather: int = 0,
         large: str = "crop",
+        raw: bool = False,
     ) -> Picture:
         """Fill the holes of an image, of any height and width.
 
         Args:
             image: one of
 
-                - ``PIL.Image.Image`` of any mode. Taken upright by its EXIF, transparent parts over white;
+                - ``PIL.Image.Image`` of nearly any mode. The mask is that of the picture upright by its EXIF;
                 - NumPy array [H, W, 3], or [H, W] grey: uint8, or floating in [0, 1];
                 - tensor [3, H, W] or [N, 3, H, W], on any device: uint8, or floating in [0, 1].
 
                 What its holes hold has no influence, NaN included.
             mask: 1, nonzero or light = valid, 0 or dark = hole; of any kind, whatever the image is:
 
-                - ``PIL.Image.Image``: values above 127 are valid. Resized to the image by nearest neighbour;
+                - ``PIL.Image.Image``: see `pconv_ext.masks.load`. Resized to the image by nearest neighbour;
                 - array or tensor [H, W], [1, H, W] or [N, 1, H, W] of the image's size: bool, uint8 or
                   floating. Nonzero is valid; but where uint8 has values above 1, it is a picture, and values
-                  above 127 are valid.
+                  above `threshold` are valid.
             invert_mask: nonzero or light = hole instead.
-            raw: return the network's output everywhere, not only in holes; of the whole picture at once.
+            threshold: values of a mask's picture above it are light, in [0, 255]. Holes with soft edges need
+                one near what is valid, such as 254.
+            dilate: grow holes by so many pixels, into the valid ones around them.
+            feather: so many pixels deep into each hole its filling passes over from what the image has there.
+                No valid pixel changes.
             large: what is done with pictures more than twice as large as those of training, ``net.config``'s
                 size: "crop": holes are cut out with their surroundings and, where they are wide, filled in a
                 smaller copy, see `pconv_ext.large`; "resize": the whole picture is; "whole": nothing, which
                 takes time and memory for every pixel and fills wide holes badly.
+            raw: return the network's output everywhere, not only in holes; of the whole picture at once.
 
         Returns:
-            The same kind of picture as `image`: PIL image in mode RGB of the (upright) image's size without
-            its metadata; array [H, W, 3] of its dtype; tensor of its shape, dtype and device. Without `raw`,
-            valid pixels are those of the image bit for bit; the others are in [0, 1] or [0, 255].
+            The same kind of picture as `image`: PIL image of its mode and size, with its palette, its
+            metadata and, in holes, an alpha from their surroundings; array [H, W, 3] of its dtype; tensor of
+            its shape, dtype and device. Without `raw`, valid pixels are those of the image bit for bit; the
+            others are in [0, 1] or [0, 255].
 
         Warns:
             UserWarning: holes cover more than half of the picture, as an inverted mask's do; there are none;
@@ -118,26 +151,29 @@ class Inpainter:
 
         Raises:
             TypeError: an image or mask of another type or dtype.
-            ValueError: a shape that does not fit, a valid pixel outside of [0, 1], no such `large`.
+            ValueError: a shape that does not fit, a valid pixel out of [0, 1], an option out of its range.
             ImportError: Pillow is missing, for masks that are pictures.
         """
-        choice("Inpainter", "large", large, LARGE)
-        return self._fill("Inpainter", image, mask, invert_mask, raw, large)
+        options = FillOptions(invert_mask, threshold, dilate, feather, large, raw)
+        filled: Picture = self.fill("Inpainter", image, mask, options)
+        return filled
 
-    def _fill(
+    def fill(
         self,
         user: str,
-        image: Picture,
+        image: Any,
         mask: AnyPicture,
-        invert_mask: bool,
-        raw: bool,
-        large: str,
+        options: FillOptions,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Picture:
-        pixels = _pixels(user, image)
-        valid = _valid(user, mask, pixels)
-        if invert_mask:
+    ) -> Any:
+        """As calling it, for others: messages are from `user`, `progress` is that of `fill_crops`."""
+        canvas = Canvas(user, image) if _is_pil(user, "image", image) else None
+        pixels = _pixels(user, image) if canvas is None else canvas.pixels
+        valid = _valid(user, mask, pixels, options.threshold)
+        if options.invert_mask:
             valid = ~valid
+        if options.dilate:
+            valid = ~dilated(~valid, options.dilate)
         _check_range(user, pixels, valid)
         holes = masks.hole_ratio(valid)
         if holes == 0:
@@ -148,22 +184,31 @@ class Inpainter:
                 "invert_mask=True or --invert-mask",
                 stacklevel=3,
             )
-        reach = _Reach()
-        size = self.net.config["size"]
-        if raw or large == "whole" or max(pixels.shape[2:]) <= _SMALL * size:
-            output = like(self._run(unit(pixels), valid, reach), pixels)
-            result = output if raw else composite(output, pixels, valid)
+        known = valid if canvas is None or canvas.opaque is None else valid & canvas.opaque
+        reach, size = _Reach(), self.net.config["size"]
+        original = pixels.clone() if options.feather else pixels
+        if options.raw or options.large == "whole" or max(pixels.shape[2:]) <= _SMALL * size:
+            output = like(self._run(unit(pixels), known, reach), pixels)
+            result = output if options.raw else composite(output, pixels, valid)
         else:
-            strategy = partial(fill_crops, progress=progress) if large == "crop" else fill_resized
+            result = pixels.clone() if isinstance(image, Tensor) else pixels
             fill = partial(self._run, reach=reach)
-            pairs = zip(pixels.split(1), valid.expand(len(pixels), -1, -1, -1).split(1), strict=True)
-            result = torch.cat([strategy(fill, *pair, size) for pair in pairs])
+            planes = (part.expand(len(pixels), -1, -1, -1).split(1) for part in (valid, known))
+            for one, its_valid, its_known in zip(result.split(1), *planes, strict=True):
+                if options.large == "crop":
+                    fill_crops(fill, one, its_valid, size, known=its_known, progress=progress)
+                else:
+                    fill_resized(fill, one, its_valid, size, known=its_known)
+        if options.feather and not options.raw:
+            result = _feathered(result, original, ~valid, options.feather)
         if reach.missed:
             warnings.warn(
                 f"{user}: {reach.missed / reach.holes:.1%} of the hole pixels are beyond the network's reach "
                 "and filled smoothly from their surroundings",
                 stacklevel=3,
             )
+        if canvas is not None:
+            return canvas.paint(result, torch.ones_like(valid) if options.raw else ~valid)
         return _like(image, result)
 
     def _run(self, image: Tensor, valid: Tensor, reach: _Reach) -> Tensor:
@@ -181,6 +226,16 @@ class Inpainter:
         reach.holes += int((~mask).sum())
         reach.missed += int(missed.sum())
         return output.clamp(0, 1).to(image.device)  # clamped outside of inference mode, for later gradients
+
+
+def _feathered(result: Tensor, original: Tensor, hole: Tensor, reach: int) -> Tensor:
+    """Between an image and its holes' filling, which counts more with every pixel into the hole."""
+    share = (depth(hole, reach + 1) / (reach + 1)).float()
+    mixed = torch.lerp(original.float(), result.float(), share)
+    if result.dtype == torch.uint8:
+        mixed = mixed.round()
+    # Where the image holds no number there is nothing to pass over from.
+    return torch.where(hole & mixed.isfinite(), mixed.to(result.dtype), result)
 
 
 @dataclass
@@ -219,10 +274,9 @@ def _tensor(value: NDArray[Any] | Tensor) -> Tensor:
     return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
-def _pixels(user: str, image: Any) -> Tensor:
+def _pixels(user: str, image: NDArray[Any] | Tensor) -> Tensor:
     """`image` as [N, 3, H, W], uint8 or floating, on its device."""
-    pil = _is_pil(user, "image", image)
-    values = _tensor(np.asarray(_pictures.to_rgb(image)) if pil else image)
+    values = _tensor(image)
     if values.dtype not in (torch.uint8, *FLOAT_DTYPES):
         raise TypeError(f"{user}: image must be uint8 or floating in [0, 1], got {values.dtype}")
     shape = list(values.shape)
@@ -231,17 +285,17 @@ def _pixels(user: str, image: Any) -> Tensor:
             raise ValueError(f"{user}: image must be a tensor [3, H, W] or [N, 3, H, W], got shape {shape}")
         return values.reshape(-1, *shape[-3:])
     if len(shape) == 2:
-        values = values[..., None].expand(-1, -1, 3)
+        values = values[..., None].repeat(1, 1, 3)
     if values.dim() != 3 or values.shape[2] != 3 or 0 in shape:
         raise ValueError(f"{user}: image must be an array [H, W, 3] or [H, W], got shape {shape}")
     return values.permute(2, 0, 1)[None]
 
 
-def _valid(user: str, mask: Any, pixels: Tensor) -> Tensor:
+def _valid(user: str, mask: Any, pixels: Tensor, threshold: int) -> Tensor:
     """`mask` as bool [N or 1, 1, H, W] on the device of `pixels`, True = valid."""
     n, _, h, w = pixels.shape
     if _is_pil(user, "mask", mask):
-        picture = _pictures.to_rgb(mask)
+        picture = _pictures.lightness(mask)
         width, height = picture.size
         if abs(width * h - height * w) > max(width + height, w + h):  # more than a pixel of rounding makes
             warnings.warn(
@@ -249,7 +303,7 @@ def _valid(user: str, mask: Any, pixels: Tensor) -> Tensor:
                 "aspect ratio",
                 stacklevel=4,
             )
-        return masks.load(picture, h, w)[None].to(pixels.device, torch.bool)
+        return masks.load(picture, h, w, threshold=threshold)[None].to(pixels.device, torch.bool)
     values = _tensor(mask)
     if values.dtype not in MASK_DTYPES:
         raise TypeError(f"{user}: mask must be bool, uint8 or floating, got {values.dtype}")
@@ -260,7 +314,7 @@ def _valid(user: str, mask: Any, pixels: Tensor) -> Tensor:
             f"the {h}x{w} image, got {shape}; only PIL masks are resized"
         )
     picture_like = values.dtype == torch.uint8 and bool((values > 1).any())
-    valid = values > 127 if picture_like else values != 0
+    valid = values > threshold if picture_like else values != 0
     return valid.reshape(-1, 1, h, w).to(pixels.device)
 
 
@@ -276,5 +330,4 @@ def _like(image: Any, result: Tensor) -> Any:
     """`result`, [N, 3, H, W], as a picture of the kind of `image`."""
     if isinstance(image, Tensor):
         return result.reshape(image.shape)
-    array = result[0].permute(1, 2, 0).contiguous().numpy()
-    return array if isinstance(image, np.ndarray) else require("Inpainter", "PIL.Image").fromarray(array)
+    return result[0].permute(1, 2, 0).contiguous().numpy()

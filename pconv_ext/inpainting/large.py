@@ -68,42 +68,49 @@ class _Box(NamedTuple):
 
 
 def fill_crops(
-    fill: Fill, pixels: Tensor, valid: Tensor, size: int, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
-    """Fill the holes of a picture in crops.
+    fill: Fill,
+    pixels: Tensor,
+    valid: Tensor,
+    size: int,
+    *,
+    known: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill the holes of a picture in crops, in place.
 
     Args:
         fill: fills a crop, or a part of one.
         pixels: [1, 3, H, W], uint8, or floating in [0, 1]; what holes hold has no influence.
         valid: bool [1, 1, H, W], on the same device.
         size: of the pictures that `fill` is trained with, in pixels.
+        known: bool as `valid`, the valid pixels that holes may be filled from; None = all.
         progress: called with the number of holes filled and of all, after each.
-
-    Returns:
-        As `pixels`; valid ones have the same bits.
     """
-    result, known = pixels.clone(), valid.clone()
+    known = (valid if known is None else known).clone()
     boxes = list(_holes(valid[0, 0]))
     for done, box in enumerate(boxes, 1):
         wanted = _width(~valid[0, 0][box.places]) / (_WIDTH * size)
         scale = max(1.0, min(wanted, _SMALLEST * min(_size(valid)) / size))
         for part in box.parts(math.ceil(scale * size)):
-            if known[part.places].all():
+            chosen = ~valid[part.places]
+            if not chosen.any():
                 continue
             around = part.with_context(math.ceil(scale * size / 4), math.ceil(scale * size), _size(valid))
-            filled = _fill_scaled(fill, unit(result[around.places]), known[around.places], scale)
+            filled = _fill_scaled(fill, unit(pixels[around.places]), known[around.places], scale)
             inside = like(filled[part.within(around).places], pixels)
-            result[part.places] = torch.where(known[part.places], result[part.places], inside)
-            known[part.places] = True  # for the part beside it, so that no seam shows
+            pixels[part.places] = torch.where(chosen, inside, pixels[part.places])
+            known[part.places] |= chosen  # for the part beside it, so that no seam shows
         if progress is not None:
             progress(done, len(boxes))
-    return result
 
 
-def fill_resized(fill: Fill, pixels: Tensor, valid: Tensor, size: int) -> Tensor:
+def fill_resized(
+    fill: Fill, pixels: Tensor, valid: Tensor, size: int, *, known: Tensor | None = None
+) -> None:
     """Fill the holes of a picture made so small that its shorter side is `size`; see `fill_crops`."""
-    filled = _fill_scaled(fill, unit(pixels), valid, max(1.0, min(_size(valid)) / size))
-    return torch.where(valid, pixels, like(filled, pixels))
+    scale = max(1.0, min(_size(valid)) / size)
+    filled = _fill_scaled(fill, unit(pixels), valid if known is None else known, scale)
+    pixels.copy_(torch.where(valid, pixels, like(filled, pixels)))
 
 
 def _holes(valid: Tensor) -> Iterator[_Box]:

@@ -178,7 +178,9 @@ def load(
     """Make a mask of a picture.
 
     Args:
-        picture: a file, or a ``PIL.Image.Image``. Greyscale or turned into it.
+        picture: a file, or a ``PIL.Image.Image``. Greyscale or turned into it; where it has transparent and
+            other parts, transparent is dark and all else light, whatever the colours; of values that are all
+            0 and 1, 1 is light.
         height, width: size of the mask, by nearest neighbour; by default that of the picture.
         holes: "black" if dark pixels are holes (the convention of this package, 1 = valid), "white" if light
             ones are. Both kinds are in circulation, NVIDIA's sets among them: look at one.
@@ -198,11 +200,11 @@ def load(
         raise ValueError(
             f"{user}: height and width must be given both or neither, got {height!r} and {width!r}"
         )
-    image = _pictures.read(picture) if isinstance(picture, (str, os.PathLike)) else picture
+    image = _pictures.open_whole(picture) if isinstance(picture, (str, os.PathLike)) else picture
     pil = require(user, "PIL.Image")
     if not isinstance(image, pil.Image):
         raise TypeError(f"{user}: picture must be a path or a PIL image, got {type(image).__name__}")
-    grey = _pictures.to_rgb(image).convert("L")
+    grey = _pictures.lightness(image)
     if height is not None and width is not None:
         size = integer(user, "width", width, 1), integer(user, "height", height, 1)
         grey = grey.resize(size, pil.Resampling.NEAREST)

@@ -17,7 +17,7 @@ from support.inpainters import PIXELS, VALID, expected, make_net
 
 import pconv_ext
 from pconv_ext import checkpoint
-from pconv_ext.batch import inpaint_files
+from pconv_ext.batch import Outcome, inpaint_files
 from pconv_ext.inpainting.cli import run
 
 Inpainter = partial(pconv_ext.Inpainter, device="cpu")
@@ -44,7 +44,7 @@ def files(net, tmp_path):
     for i, name in enumerate(("x.v1.png", "sub/y.bmp", "z.png")):
         Image.fromarray(np.roll(PIXELS, i, 0)).save(tmp_path / "photos" / name)
         Image.fromarray(np.roll(VALID, i, 0)).save((tmp_path / "masks" / name).with_suffix(".gif"))
-    for name in ("twice/t.png", "twice/t.gif", "y.png"):
+    for name in ("twice/t.png", "twice/t.gif", "y.bmp"):
         Image.fromarray(PIXELS).save(tmp_path / name)
     save_file({"weight": torch.ones(3)}, tmp_path / "foreign.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:-100])
@@ -61,7 +61,7 @@ FOLDER = ("@photos", "@masks", "-c", "@net.safetensors", "-o", "@out", "--device
 
 def command(files, *arguments):
     """Exit code of ``pconv-ext inpaint``; an argument that begins with "@" is a path in `files`."""
-    paths = [str(files / argument[1:]) if argument[0] == "@" else argument for argument in arguments]
+    paths = [str(files / argument[1:]) if argument[:1] == "@" else argument for argument in arguments]
     with pytest.raises(SystemExit) as caught:
         run(["inpaint", *paths])
     return caught.value.code or 0
@@ -88,10 +88,12 @@ def test_command_for_a_file(net, files, capsys):
 @pytest.mark.parametrize("masks", ["masks", "mask.png"])
 def test_folders(net, files, masks):
     steps, out = [], files / "out"
-    written = inpaint_files(
+    outcome = inpaint_files(
         Inpainter(net), files / "photos", files / masks, out, progress=lambda *step: steps.append(step)
     )
-    assert written == [out / "sub/y.png", out / "x.v1.png", out / "z.png"]
+    written = outcome.written
+    assert outcome == Outcome(written, [], [])
+    assert written == [out / "sub/y.bmp", out / "x.v1.png", out / "z.png"]
     assert {path for path in out.rglob("*") if path.is_file()} == set(written)
     assert steps == [(1, 3), (2, 3), (3, 3)]
     for path, i in zip(written, (1, 0, 2), strict=True):
@@ -102,9 +104,9 @@ def test_folders(net, files, masks):
 def test_folders_with_unreadable_pictures(files, capsys):
     (files / "cut.png").replace(files / "photos/z.png")
     (files / "masks/x.v1.gif").write_text("no picture")
-    assert command(files, *FOLDER) == 0
+    assert command(files, *FOLDER) == 3
     out, err = capsys.readouterr()
-    assert out == f"{files / 'out/sub/y.png'}\n1 pictures written to {files / 'out'}\n"
+    assert out == f"{files / 'out/sub/y.bmp'}\n1 pictures written to {files / 'out'}\n"
     first = r"pconv-ext: warning: left out: .*masks/x.v1.gif: .*\n"
     assert re.fullmatch(first + r"pconv-ext: warning: left out: .*photos/z.png: .*\n", err)
     (files / "photos/sub/y.bmp").write_bytes(b"")
@@ -129,16 +131,19 @@ def test_folders_with_unreadable_pictures(files, capsys):
         (change(FILE, 1, "@masks"), "mask must be a file, .*got the folder"),
         (change(FILE, 5, "@photos"), "output must be a file, .*got the folder"),
         (("@text", *FILE[1:5], "@out.txt"), "output must have the extension .*out.txt"),  # found first
-        (change(FILE, 5, "@no/out.png"), "output must go into an existing folder, .*no is none"),
+        (change(FILE, 5, "@a.png/out.png"), "the folder of output must be a folder, .*a.png is a file"),
+        (change(FILE, 0, ""), "IMAGE must be a path, got an empty one"),
+        (change(FILE, 5, ""), "--output must be a path, got an empty one"),
+        ((*FILE, "--threshold=256"), r"threshold must be an int in \[0, 256\), got 256"),
+        ((*FILE, "--large=tile"), "--large must be one of 'crop', 'resize', 'whole', got 'tile'"),
         (change(FILE, 5, "@a.png"), "output must be apart from the image"),
         (change(FILE, 5, "@photos/../mask.png"), "output must be apart from the image"),
-        (change(FOLDER, 0, "@twice"), "must differ in more than the extension, got .*t.gif and .*t.png"),
         (change(FOLDER, 0, "@masks/sub"), r"1 of 1 have none: .*y.gif"),
         (change(FOLDER, 1, "@photos/sub"), r"3 of 3 have none: .*photos/sub/y.bmp, .*x.v1.png"),
         (change(FOLDER, 1, "@text"), "cannot read picture .*text"),
         (change(FOLDER, 5, "@a.png"), "output must be a folder, .*a.png is a file"),
         (change(FOLDER, 5, "@photos/out"), "output must be apart from the image"),
-        (("@photos/sub", "@y.png", *FOLDER[2:5], "@."), "must not replace an image or a mask, .*y.png is"),
+        (("@photos/sub", "@y.bmp", *FOLDER[2:5], "@."), "must not replace an image or a mask, .*y.bmp is"),
     ],
 )
 def test_command_errors(files, capsys, arguments, match):
@@ -169,7 +174,7 @@ def test_process(net, files):
     helped = call([*program, "--help"])
     text = re.sub(r"[\s│|]+", " ", helped.stdout)
     assert helped.returncode == 0, helped.stderr
-    for words in ("white (1) = valid", "black (0) = hole", "--invert-mask", "--checkpoint"):
+    for words in ("white (1) = valid", "black (0) or transparent = hole", "--invert-mask", "--checkpoint"):
         assert words in text
     done = call([*program, *(argument.removeprefix("@") for argument in FILE)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "out.png\n", "")

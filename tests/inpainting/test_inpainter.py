@@ -92,22 +92,6 @@ def test_kinds_of_masks(net):
     torch.testing.assert_close(inpainter(image, two), each, rtol=0, atol=1e-5)
 
 
-def test_modes_of_pictures(net):
-    inpainter, mask = Inpainter(net), Image.fromarray(VALID)
-    alpha = np.where(PIXELS[..., :1] < 50, 0, 255).astype(np.uint8)
-    cmyk = Image.fromarray(PIXELS).convert("CMYK")
-    turned = Image.fromarray(np.rot90(PIXELS))
-    turned.getexif()[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
-    for picture, pixels in (
-        (Image.fromarray(np.dstack((PIXELS, alpha))), np.where(alpha, PIXELS, np.uint8(255))),
-        (cmyk, np.asarray(cmyk.convert("RGB"))),
-        (Image.fromarray(PIXELS[..., 0]), GREY),
-        (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257), GREY),
-        (turned, PIXELS),
-    ):
-        assert_array_equal(inpainter(picture, mask), expected(net, pixels))
-
-
 @pytest.mark.parametrize("size", [(8, 12), (6, 9), (3, 4), (40, 60)], ids=str)
 @pytest.mark.filterwarnings("error")  # 3:4 differs from 8:12 no more than rounding does
 def test_masks_are_resized_by_nearest_neighbour(white, size):

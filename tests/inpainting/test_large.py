@@ -36,6 +36,12 @@ def holes(height, width, *boxes):
     return valid
 
 
+def filled(strategy, fill, pixels, valid, **options):
+    result = pixels.clone()
+    strategy(fill, result, valid, SIZE, **options)
+    return result
+
+
 def scattered(height, width):
     rng = np.random.default_rng()
     return holes(
@@ -58,7 +64,7 @@ def test_every_hole_is_filled_and_nothing_else(strategy, dtype):
         pixels = (pixels * 200).to(dtype) if dtype == torch.uint8 else pixels.to(dtype)
         if dtype != torch.uint8:
             pixels = pixels.where(valid, float("nan"))
-        result = strategy(Recorder(1.0), pixels, valid, SIZE)
+        result = filled(strategy, Recorder(1.0), pixels, valid)
         assert result.dtype == dtype
         everywhere = valid.expand_as(pixels)
         assert torch.equal(result[everywhere], pixels[everywhere])
@@ -80,7 +86,7 @@ def test_holes_are_where_they_were():
     ):
         valid = holes(height, width, box)
         for strategy in (fill_crops, fill_resized):
-            error = (strategy(Recorder(), ramp, valid, SIZE) - ramp)[~valid.expand_as(ramp)].abs()
+            error = (filled(strategy, Recorder(), ramp, valid) - ramp)[~valid.expand_as(ramp)].abs()
             limit = 0.05 if box[0] % 200 else 0.15  # in a corner it is not continued, but ends
             assert error.mean() < limit, (box, strategy)
 
@@ -101,17 +107,31 @@ def test_crops_of_long_holes_are_small_too():
     valid = holes(
         1000, 1500, (0, 700, 1000, 4), (500, 0, 4, 1500), *((9, x, 5, 5) for x in range(0, 1500, 40))
     )
-    result = fill_crops(fill, torch.zeros(1, 3, 1000, 1500), valid, SIZE)
+    result = filled(fill_crops, fill, torch.zeros(1, 3, 1000, 1500), valid)
     assert max(max(crop.shape[2:]) for crop in fill.crops) <= 3 * SIZE
     torch.testing.assert_close(result[0, 0], (~valid[0, 0]).float() / 2)
     # Parts that have been filled are valid for those beside them: more is valid than in the picture.
-    assert len(fill.crops) < 100
+    assert len(fill.crops) < 150
+
+
+@pytest.mark.parametrize("strategy", [fill_crops, fill_resized])
+def test_holes_are_filled_from_what_is_known(strategy):
+    """A picture of 0.2 with a stripe of something else, which is valid and stays, but means nothing."""
+    valid, pixels = holes(200, 300, (80, 100, 60, 50)), torch.full((1, 3, 200, 300), 0.2)
+    known = valid.clone()
+    known[..., :80, :] = False
+    pixels[..., :80, :] = 0.9
+    result = filled(strategy, Recorder(), pixels, valid, known=known)
+    torch.testing.assert_close(result, pixels.where(valid, 0.2))
+    assert filled(strategy, Recorder(), pixels, valid)[~valid.expand_as(pixels)].mean() > 0.25
 
 
 def test_progress():
     heard = []
     valid = holes(600, 600, (10, 10, 20, 20), (10, 400, 20, 20), (500, 100, 9, 9), (520, 112, 9, 9))
-    fill_crops(Recorder(0.5), torch.zeros(1, 3, 600, 600), valid, SIZE, lambda *step: heard.append(step))
+    fill_crops(
+        Recorder(0.5), torch.zeros(1, 3, 600, 600), valid, SIZE, progress=lambda *step: heard.append(step)
+    )
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -162,8 +162,8 @@ def test_mask_pictures(tmp_path):
     grey = np.array([[0, 127, 128, 255]], np.uint8)
     Image.fromarray(grey).save(tmp_path / "b.png")
     Image.fromarray(grey).convert("1", dither=Image.Dither.NONE).save(tmp_path / "c.png")
-    rgba = np.dstack([np.zeros((1, 4, 3), np.uint8), np.array([[255, 255, 0, 0]], np.uint8)])
-    Image.fromarray(rgba).save(tmp_path / "a.png")  # transparent parts are white
+    rgba = np.dstack([np.full((1, 4, 3), 99, np.uint8), np.array([[0, 0, 255, 255]], np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")  # transparent parts are holes
     assert masks.load(tmp_path / "b.png").tolist() == [[[0, 0, 1, 1]]]
     assert masks.load(tmp_path / "b.png", holes="white").tolist() == [[[1, 1, 0, 0]]]
     assert masks.load(tmp_path / "b.png", threshold=126).tolist() == [[[0, 1, 1, 1]]]
@@ -175,6 +175,14 @@ def test_mask_pictures(tmp_path):
     assert scaled.tolist() == [[[0, 0, 0, 0, 1, 1, 1, 1]] * 4]
     assert masks.MaskFolder(tmp_path, holes="white")[0].tolist() == [[[1, 1, 0, 0]]]
     assert masks.load(Image.fromarray(grey)).tolist() == [[[0, 0, 1, 1]]]
+    for values, kind in (([[0, 0, 1, 1]], np.uint8), ([[0, 0, 1, 1]], np.int32), ([[0, 0, 1, 1]], np.uint16)):
+        assert masks.load(Image.fromarray(np.array(values, kind))).tolist() == [[[0, 0, 1, 1]]]
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert masks.load(deep).tolist() == [[[0, 0, 1, 1]]]
+    every = Image.fromarray(np.dstack([grey, np.full_like(grey, 255)]), "LA")  # opaque: grey counts
+    assert masks.load(every).tolist() == [[[0, 0, 1, 1]]]
+    palette = Image.fromarray(grey).convert("P")
+    assert masks.load(palette).tolist() == [[[0, 0, 1, 1]]]
     with pytest.raises(IndexError, match=r"\[0, 3\), got 3"):
         folder[3]
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):

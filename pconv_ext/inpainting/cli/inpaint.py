@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,26 +10,32 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..batch import inpaint_files
-from ..inpainter import LARGE, Inpainter
+from .._files import write_atomically
+from .._picture_files import format_of
+from ..batch import Outcome, inpaint_bytes, inpaint_files
+from ..inpainter import LARGE, FillOptions, Inpainter
 from .options import Device
+
+_STREAM = "-"
+_INCOMPLETE = 3  # the exit code where something was left out
 
 
 def inpaint(
-    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    image: Annotated[str, typer.Argument(help="A picture, or a folder of pictures; - = standard input.")],
     mask: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Its mask: white (1) = valid, black (0) = hole. For a folder, one mask for all, or a folder "
-            "with masks named as the pictures, but for the extension."
+            help="Its mask: white (1) = valid, black (0) or transparent = hole; - = standard input. For a "
+            "folder, one mask for all, or a folder with masks named as the pictures, but for the extension "
+            "or _mask and digits before it."
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
-            help="File to write, in the format of its extension; for a folder, a folder of PNGs.",
+            help="File to write, in the format of its extension, or - for standard output; or a folder.",
         ),
     ],
     checkpoint: Annotated[
@@ -37,38 +44,85 @@ def inpaint(
     invert_mask: Annotated[
         bool, typer.Option("--invert-mask", help="Black (0) = valid and white (1) = hole.")
     ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="The network's output everywhere, not only in holes.")
-    ] = False,
+    threshold: Annotated[
+        int,
+        typer.Option(help="Values of a mask above it are white, 0 to 255; 254 where edges are soft."),
+    ] = 127,
+    dilate: Annotated[int, typer.Option(help="Grow holes by so many pixels.")] = 0,
+    feather: Annotated[
+        int, typer.Option(help="Blend so many pixels deep into holes; valid pixels never change.")
+    ] = 0,
     large: Annotated[
         str,
         typer.Option(
-            help=f"Pictures larger than those of training: {', '.join(LARGE)}; holes cut out with "
-            "their surroundings, everything made smaller, or nothing."
+            help=f"Pictures larger than those of training: {', '.join(LARGE)}; holes cut out with their "
+            "surroundings, everything made smaller, or nothing."
         ),
     ] = "crop",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The network's output everywhere, not only in holes.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what an output folder has already.")
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail where a picture of a folder has no mask or cannot be read, and leave none out.",
+        ),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Fill the holes of a picture, or of all pictures in a folder.
 
-    In a mask white is valid and black a hole, unless --invert-mask is given. Valid pixels are kept.
+    In a mask white is valid and black or transparent a hole, unless --invert-mask is given. Valid pixels are
+    kept, with the picture's mode, colour profile, EXIF and resolution: bit for bit, but that a JPEG is
+    compressed again, with its own tables, by which pixels change a little, and so is an AVIF.
+
+    The exit code is 3 where pictures of a folder were left out.
     """
+    options = FillOptions(invert_mask, threshold, dilate, feather, large, raw)
+    for name, value in (("IMAGE", image), ("MASK", mask), ("--output", output)):
+        if not value:
+            raise ValueError(f"inpaint: {name} must be a path, got an empty one")
     inpainter = Inpainter(checkpoint, device)
     console = Console(stderr=True)
-    folder = image.is_dir()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("inpainting", total=None)
-        written = inpaint_files(
-            inpainter,
-            image,
-            mask,
-            output,
-            invert_mask=invert_mask,
-            raw=raw,
-            large=large,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if _STREAM in (image, mask, output):
+            _stream(inpainter, image, mask, output, options)
+            return
+        done = inpaint_files(
+            inpainter, image, mask, output, options, overwrite=overwrite, strict=strict, progress=progress
         )
-    for file in written:
+    _tell(done, output, folder=Path(image).is_dir())
+
+
+def _tell(done: Outcome, output: str, *, folder: bool) -> None:
+    for file in done.written:
         print(file)
     if folder:
-        print(f"{len(written)} pictures written to {output}")
+        there = f", {len(done.there)} were there (--overwrite does them again)" if done.there else ""
+        print(f"{len(done.written)} pictures written to {output}{there}")
+    if done.left_out:
+        raise typer.Exit(_INCOMPLETE)
+
+
+def _stream(inpainter: Inpainter, image: str, mask: str, output: str, options: FillOptions) -> None:
+    if image == mask:
+        raise ValueError("inpaint: IMAGE and MASK cannot both be standard input")
+    first, second = (
+        sys.stdin.buffer.read() if one == _STREAM else Path(one).read_bytes() for one in (image, mask)
+    )
+    kind = None if output == _STREAM else format_of(Path(output))
+    filled = inpaint_bytes(inpainter, first, second, options, kind=kind, name=image)
+    if output == _STREAM:
+        sys.stdout.buffer.write(filled)
+    else:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, filled)
