@@ -11,7 +11,7 @@ def dilated(hole: Tensor, reach: int) -> Tensor:
     for dim in (-2, -1):
         done = 0
         while done < reach:
-            step = min(2 * done + 1, reach - done)  # further would leave gaps
+            step = min(done + 1, reach - done)  # further would leave gaps, at borders
             hole = hole | _moved(hole, step, dim) | _moved(hole, -step, dim)
             done += step
     return hole
