@@ -38,6 +38,11 @@ def about(user: str, name: str) -> str:
     return f"{command}: {options[name]}" if name in options else f"{user}: {name}"
 
 
+def printable(text: Any) -> str:
+    """`text` with escapes for what would be no letters: names of files may hold what steers a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
 def integer(user: str, name: str, value: Any, least: int, below: int | None = None) -> int:
     """`value` as an int of at least `least` and below `below`; else TypeError or ValueError."""
     expected = f"an int of at least {least}" if below is None else f"an int in [{least}, {below})"

@@ -28,7 +28,7 @@ _MODES = {
     "TIFF": {"1", "CMYK", "F", "I", "I;16", "I;16B", "L", "LA", "P", "RGB", "RGBA", "YCbCr"},
     "WEBP": {"RGB", "RGBA"},
 }
-_SAME = {"DIB": "BMP", "ICO": "PNG", "MPO": "JPEG"}  # is written as
+_SAME = {"DIB": "BMP", "MPO": "JPEG"}  # is written as
 #: Modes that hold all of another, in the order in which they are tried.
 _WIDER = {
     "1": ("L", "RGB"),
@@ -40,6 +40,21 @@ _WIDER = {
 }
 _WITH_EXIF = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}
 _WITH_PROFILE = _WITH_EXIF | {"JPEG2000"}
+_LAYOUT = {
+    *range(254, 260),
+    262,
+    266,
+    273,
+    *range(277, 280),
+    284,
+    317,
+    320,
+    *range(322, 326),
+    338,
+    339,
+    347,
+    *range(512, 533),
+}
 #: JPEG's subsamplings as Pillow numbers them, by how much finer the first component is than the second.
 _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
 
@@ -59,9 +74,8 @@ def _check_whole(picture: Image.Image) -> None:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # whose others are smaller, or other views of the first
         raise ValueError(f"it has {frames} frames or pages, save one of them as a file of its own")
-    tiles = [tile[3] for tile in cast("Any", picture).tile]
-    told = [one for tile in tiles for one in (tile if isinstance(tile, tuple) else (tile,))]
-    deep = any(";16" in str(one) or (isinstance(one, int) and one > 255) for one in told)
+    tiles = [(tile[0], tile[3]) for tile in cast("Any", picture).tile]
+    deep = any(";16" in str(told) or (codec == "ppm" and told[1] > 255) for codec, told in tiles)
     if picture.mode not in _pictures.FULL and deep:
         raise ValueError(
             "its colours have 16 bits, which Pillow makes 8: save it with 8, or give `Inpainter` an array of "
@@ -71,7 +85,7 @@ def _check_whole(picture: Image.Image) -> None:
 
 def kind_of(picture: Image.Image) -> str:
     """The format that a picture is from, as `format_of` would say it."""
-    return _SAME.get(str(picture.format), str(picture.format))
+    return "PNG" if picture.format == "ICO" else _SAME.get(str(picture.format), str(picture.format))
 
 
 def format_of(file: Path) -> str:
@@ -108,7 +122,7 @@ def encode(picture: Image.Image, original: Image.Image, kind: str, name: str) ->
     for key in ("dpi", "comment") + (("icc_profile",) if kind in _WITH_PROFILE else ()):
         if info.get(key):
             options[key] = info[key]
-    exif = original.getexif()
+    exif = _tags(original)
     if kind in _WITH_EXIF and len(exif):
         options["exif"] = exif.tobytes()
     elif len(exif):
@@ -118,6 +132,15 @@ def encode(picture: Image.Image, original: Image.Image, kind: str, name: str) ->
     stream = io.BytesIO()
     _in_mode_of(kind, picture, name).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def _tags(original: Image.Image) -> Image.Exif:
+    """Its EXIF, without what a TIFF has there of the way that its pixels lie in the file."""
+    tags = require("inpaint", "PIL.Image").Exif()
+    tags.load(original.getexif().tobytes())
+    for tag in _LAYOUT.intersection(tags):
+        del tags[tag]
+    return cast("Image.Exif", tags)
 
 
 def _options(original: Any, kind: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ with 1; warnings are one line each too.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .._arguments import given_by_command
+from .._arguments import given_by_command, printable
 from .ablate import ablate
 from .evaluate import evaluate
 from .info import info
@@ -56,6 +57,9 @@ for _command in (train, evaluate, ablate, inpaint, info):
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command; `arguments` by default those of the process. Always raises SystemExit."""
+    for stream in (sys.stdout, sys.stderr):  # a name that an encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -69,7 +73,7 @@ def _line(message: Any) -> str:
     text = str(message).strip()
     if text.startswith("Caught ") and "Traceback" in text:  # from a process that loads pictures
         text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _show_warning(

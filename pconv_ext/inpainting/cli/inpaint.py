@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from .._arguments import printable
 from .._files import write_atomically
 from .._picture_files import format_of
 from ..batch import Outcome, inpaint_bytes, inpaint_files
@@ -105,10 +106,10 @@ def inpaint(
 
 def _tell(done: Outcome, output: str, *, folder: bool) -> None:
     for file in done.written:
-        print(file)
+        print(printable(file))
     if folder:
         there = f", {len(done.there)} were there (--overwrite does them again)" if done.there else ""
-        print(f"{len(done.written)} pictures written to {output}{there}")
+        print(f"{len(done.written)} pictures written to {printable(output)}{there}")
     if done.left_out:
         raise typer.Exit(_INCOMPLETE)
 
