@@ -40,6 +40,7 @@ _WIDER = {
 }
 _WITH_EXIF = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}
 _WITH_PROFILE = _WITH_EXIF | {"JPEG2000"}
+_ORIENTATION = 0x0112
 _LAYOUT = {
     *range(254, 260),
     262,
@@ -66,10 +67,10 @@ def read(content: Callable[[], bytes], name: str) -> Image.Image:
         UnreadablePictureError: as there; an animation, or several pages; colours of more than 8 bits, which
             Pillow would reduce. Names the file and says what can be done.
     """
-    return _pictures.decode(content, name, _check_whole)
+    return _pictures.decode(content, name, check_whole)
 
 
-def _check_whole(picture: Image.Image) -> None:
+def check_whole(picture: Image.Image) -> None:
     """ValueError if a picture that is opened would be decoded in part."""
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # whose others are smaller, or other views of the first
@@ -106,11 +107,12 @@ def format_of(file: Path) -> str:
     return name
 
 
-def encode(picture: Image.Image, original: Image.Image, kind: str, name: str) -> bytes:
+def encode(picture: Image.Image, original: Image.Image, kind: str, name: str, **more: Any) -> bytes:
     """A filled picture in a format, with what the file of the `original` had beside its pixels.
 
     A JPEG has the original's tables and subsampling, so that its valid pixels hardly change; other formats
-    but AVIF are written without loss.
+    but AVIF are written without loss. The picture is turned as the original is in a file of its format, and
+    upright in others. `more` is for Pillow's writer.
 
     Warns:
         UserWarning: the format has no place for the colour profile.
@@ -123,14 +125,15 @@ def encode(picture: Image.Image, original: Image.Image, kind: str, name: str) ->
         if info.get(key):
             options[key] = info[key]
     exif = _tags(original)
+    if kind != kind_of(original) or kind not in _WITH_EXIF:
+        picture = require("inpaint", "PIL.ImageOps").exif_transpose(picture)
+        exif.pop(_ORIENTATION, None)
     if kind in _WITH_EXIF and len(exif):
         options["exif"] = exif.tobytes()
-    elif len(exif):
-        picture = require("inpaint", "PIL.ImageOps").exif_transpose(picture)
     if info.get("icc_profile") and kind not in _WITH_PROFILE:
         warnings.warn(f"{name}: {kind} has no place for the colour profile of the picture", stacklevel=4)
     stream = io.BytesIO()
-    _in_mode_of(kind, picture, name).save(stream, kind, **options)
+    _in_mode_of(kind, picture, name).save(stream, kind, **options, **more)
     return stream.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The commands, one file each: train, evaluate, ablate, inpaint, info.
+"""The commands, one file each: train, evaluate, ablate, inpaint, serve, info.
 
 A command raises what the functions it calls raise. `run` makes one line on standard error of it and exits
 with 1; warnings are one line each too.
@@ -21,6 +21,7 @@ from .ablate import ablate
 from .evaluate import evaluate
 from .info import info
 from .inpaint import inpaint
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ class _Command(TyperCommand):
             return super().invoke(context)
 
 
-for _command in (train, evaluate, ablate, inpaint, info):
+for _command in (train, evaluate, ablate, inpaint, serve, info):
     app.command(cls=_Command)(_command)
 
 

@@ -1,0 +1,104 @@
+"""The application: the page, ``POST /inpaint`` and ``GET /health``."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from fastapi import FastAPI, File, HTTPException, UploadFile
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from PIL import ImageOps
+from starlette.formparsers import MultiPartParser
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ... import info
+from .. import _picture_files, _pictures
+from ..inpainter import FillOptions, Inpainter
+from .gate import Gate, Limits
+
+_PAGE = Path(__file__).parent / "page"
+_PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    403: {"description": "The request is from another origin."},
+    408: {"description": "The request came too slowly."},
+    413: {"description": "The request or a picture is too large."},
+    415: {"description": "A picture that cannot be read, or not be filled without loss."},
+    422: {"description": "The mask has no holes or another size than the picture, or a field is missing."},
+    503: {"description": "Too many pictures are waiting; Retry-After says when to come again."},
+}
+
+
+def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) -> FastAPI:  # noqa: B008
+    """The application.
+
+    Args:
+        inpainter: fills the holes, one picture at a time.
+        hosts: names by which the server may be called; others get 400.
+        limits: what is refused.
+    """
+    # Or the parts of a request that are larger than 1 MB would be written to the disk.
+    MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.body)
+    version = info.version("pconv_ext")
+    app = FastAPI(title="pconv_ext", version=version, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, limits=limits)  # type: ignore[arg-type]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    worker = ThreadPoolExecutor(1)
+
+    @app.post("/inpaint", response_class=Response, responses={200: _PNG, **_ERRORS})
+    async def inpaint(
+        image: Annotated[UploadFile, File(description="A picture: JPEG, PNG, WebP, TIFF, ...")],
+        mask: Annotated[UploadFile, File(description="Its mask: dark or transparent = hole, light = valid.")],
+    ) -> Response:
+        """Fill the holes of a picture: a PNG of its size, upright, with its colour profile."""
+        contents = await image.read(), await mask.read()
+        loop = asyncio.get_running_loop()
+        return Response(await loop.run_in_executor(worker, _fill, *contents), media_type="image/png")
+
+    def _fill(image: bytes, mask: bytes) -> bytes:
+        original = ImageOps.exif_transpose(_read(image, "the picture", limits, _picture_files.check_whole))
+        grey = _pictures.lightness(_read(mask, "the mask", limits))
+        if grey.size != original.size:
+            sizes = ["x".join(map(str, one.size)) for one in (grey, original)]
+            raise HTTPException(422, f"the mask is {sizes[0]}, the picture {sizes[1]}")
+        if cast("int", grey.getextrema()[0]) > FillOptions.threshold:
+            raise HTTPException(422, "the mask has no holes, there is nothing to fill")
+        try:
+            filled = inpainter.fill("inpaint", original, grey, FillOptions())
+            return _picture_files.encode(filled, original, "PNG", "the picture", compress_level=1)
+        except ValueError as error:
+            raise HTTPException(415, str(error)) from error
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the server is there."""
+        return {"status": "ok", "version": version}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
+    return app
+
+
+def _read(content: bytes, name: str, limits: Limits, check: Any = lambda picture: None) -> Any:
+    """The picture that bytes hold, unless it has too many pixels, of which then none is decoded."""
+
+    def check_size(picture: Any) -> None:
+        if picture.width * picture.height > limits.pixels:
+            raise _TooLargeError(
+                f"{name} must have at most {limits.pixels} pixels, it is {picture.width}x{picture.height}"
+            )
+        check(picture)
+
+    try:
+        return _pictures.decode(lambda: content, name, check_size)
+    except _pictures.UnreadablePictureError as error:
+        if isinstance(error.__cause__, _TooLargeError):
+            raise HTTPException(413, str(error.__cause__)) from error
+        raise HTTPException(415, str(error)) from error
+
+
+class _TooLargeError(ValueError):
+    pass
