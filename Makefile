@@ -9,7 +9,8 @@ ARGS ?=
 BIN = $(VENV)/bin
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 PY := $(shell find buildtools kernels pconv_ext -name '*.py')
-SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
+DATA := $(shell find pconv_ext -name '*.json' -o -name '*.safetensors' -o -path '*/page/*')
+SOURCES := setup.py pyproject.toml $(CPP) $(PY) $(DATA) $(sort $(dir $(CPP) $(PY)))  # folders change when a file goes
 
 # The compilers whose machine code is checked, and the oldest Triton supported. A user's are whatever they have.
 COMPILERS := $(abspath $(VENV))/compilers

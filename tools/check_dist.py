@@ -35,6 +35,7 @@ def check_wheel(path: Path) -> list[str]:
         modules = {re.sub("^kernels/", "pconv_ext/kernels/", name) for name in tree("kernels", "*.py")}
         expected = tree("pconv_ext", "*.py") | modules
         expected |= {"pconv_ext/py.typed", "pconv_ext/_backends/measured.json", "pconv_ext/_C.abi3.so"}
+        expected |= tree("pconv_ext/inpainting/serve/page")
         if cuda_build.find_nvcc():
             expected.add("pconv_ext/libpconv_cuda.so")
         problems += difference("the wheel", names - info, expected)

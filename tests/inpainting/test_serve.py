@@ -7,39 +7,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import uvicorn
 from numpy.testing import assert_array_equal
 from PIL import Image
 from support.inpainters import PIXELS, VALID, expected, make_net
+from support.servers import served
 
 import pconv_ext
-from pconv_ext.inpainting.serve.app import make_app
-from pconv_ext.inpainting.serve.gate import Limits
 
 BOUNDARY = "part"
-
-
-@contextmanager
-def served(inpainter, **limits):
-    """The address of a server in a thread of its own."""
-    app = make_app(inpainter, ["127.0.0.1"], Limits(**limits))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_keep_alive=1))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield listening.getsockname()
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(30)
-        listening.close()
 
 
 @pytest.fixture(scope="module")
