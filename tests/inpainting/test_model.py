@@ -155,3 +155,17 @@ def test_composite_selects():
     valid = (mask != 0).expand_as(image)
     assert torch.equal(result[valid], image[valid])
     assert torch.equal(result[~valid], output[~valid])
+
+
+def test_mirrored_is_the_mean_of_both_ways():
+    plain = InpaintingNet(width=4, msfef_stages=1, depth=3)
+    both = InpaintingNet(width=4, msfef_stages=1, depth=3, mirrored=True)
+    both.load_state_dict(plain.state_dict())
+    image, mask = torch.rand(2, 3, 21, 30), (torch.rand(1, 1, 21, 30) > 0.2).float()
+    assert torch.equal(plain(image, mask), both(image, mask))  # in training
+    plain.eval(), both.eval()
+    for one in (mask, None):
+        there, back = plain(image, one), plain(image.flip(-1), None if one is None else one.flip(-1)).flip(-1)
+        torch.testing.assert_close(both(image, one), (there + back) / 2)
+        mirrored = both(image.flip(-1), None if one is None else one.flip(-1)).flip(-1)
+        torch.testing.assert_close(both(image, one), mirrored)
