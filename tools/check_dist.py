@@ -36,6 +36,10 @@ def check_wheel(path: Path) -> list[str]:
         expected = tree("pconv_ext", "*.py") | modules
         expected |= {"pconv_ext/py.typed", "pconv_ext/_backends/measured.json", "pconv_ext/_C.abi3.so"}
         expected |= tree("pconv_ext/inpainting/serve/page")
+        networks = tree("pconv_ext/inpainting/networks")
+        if "pconv_ext/inpainting/networks/pconv-photos/model.safetensors" not in networks:
+            problems.append("the network pconv-photos is not there")
+        expected |= networks
         if cuda_build.find_nvcc():
             expected.add("pconv_ext/libpconv_cuda.so")
         problems += difference("the wheel", names - info, expected)

@@ -20,6 +20,10 @@ Network = TypeVar("Network", bound=nn.Module)
 #: The network in a folder or repository of the Hugging Face hub's layout.
 MODEL = "model.safetensors"
 
+#: The name of the network that comes with the package, and its folder.
+SHIPPED = "pconv-photos"
+SHIPPED_FOLDER = Path(__file__).parent / "networks" / SHIPPED
+
 _KEY = "pconv_ext"  # of the metadata, a JSON object: everything but tensors
 _CHECKSUM = "sha256"
 

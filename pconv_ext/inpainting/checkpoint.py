@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._networks import MODEL, CheckpointError, load, read, write
+from ._networks import MODEL, SHIPPED, SHIPPED_FOLDER, CheckpointError, load, read, write
 from .model import InpaintingNet
 
 __all__ = ["CheckpointError", "load_net", "load_training", "save_net"]
@@ -44,7 +44,8 @@ def load_net(file: str | os.PathLike[str], backend: str = "auto") -> InpaintingN
 
     Args:
         file: a ``.safetensors`` of `save_net`, or the folder of a training run, whose best network by
-            validation loss it takes (before there is one, the last), or of `InpaintingNet.save_pretrained`.
+            validation loss it takes (before there is one, the last), or of `InpaintingNet.save_pretrained`;
+            "pconv-photos", the network that comes with the package.
         backend: of its partial convolutions.
 
     Raises:
@@ -69,6 +70,8 @@ def network_file(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise FileNotFoundError(f"the folder {path} holds no checkpoint ({BEST}, {LAST} or {MODEL})")
+    if not path.exists() and str(path) == SHIPPED:
+        return SHIPPED_FOLDER / MODEL
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     return path

@@ -23,6 +23,7 @@ from ._canvas import Canvas
 from ._device import find_device
 from ._extras import require
 from ._morphology import depth, dilated
+from ._networks import SHIPPED
 from .checkpoint import load_net
 from .large import fill_crops, fill_resized, like, unit
 from .model import InpaintingNet, composite
@@ -66,12 +67,13 @@ class FillOptions:
 class Inpainter:
     """Fills holes of pictures with a trained network.
 
-    ``Inpainter("model.safetensors")(image, mask)`` returns what it was given, a PIL image, a NumPy array or a
+    ``Inpainter()(image, mask)`` returns what it was given, a PIL image, a NumPy array or a
     tensor, with the holes filled.
 
     Args:
-        checkpoint: a ``.safetensors`` of `pconv_ext.checkpoint.save_net`, the folder of a training run (its
-            best network), or an `InpaintingNet`, of which a float32 copy is used.
+        checkpoint: "pconv-photos", the network that comes with the package; a ``.safetensors`` of
+            `pconv_ext.checkpoint.save_net`; the folder of a training run (its best network) or of
+            `InpaintingNet.save_pretrained`; or an `InpaintingNet`, of which a float32 copy is used.
         device: where the network computes, by default "cuda" if there is a GPU, else "cpu".
         backend: of its partial convolutions, as for `pconv_ext.partial_conv2d`.
 
@@ -88,7 +90,7 @@ class Inpainter:
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str] | InpaintingNet,
+        checkpoint: str | os.PathLike[str] | InpaintingNet = SHIPPED,
         device: str | torch.device | None = None,
         backend: str = "auto",
     ) -> None:

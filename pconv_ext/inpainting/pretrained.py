@@ -1,4 +1,4 @@
-"""Networks by name: a folder, or a repository of the Hugging Face hub.
+"""Networks by name: the one that comes with the package, a folder, or a repository of the hub.
 
 A folder or repository has ``config.json``, the arguments of `pconv_ext.InpaintingNet`,
 ``model.safetensors`` and a ``README.md`` with metadata, as the hub has it.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ._files import write_atomically
-from ._networks import MODEL, CheckpointError, load, write
+from ._networks import MODEL, SHIPPED, SHIPPED_FOLDER, CheckpointError, load, write
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,7 +56,8 @@ class Pretrained(nn.Module):
         """Return a trained network, in evaluation mode on the CPU.
 
         Args:
-            name: a folder of `save_pretrained`, or a repository of the Hugging Face hub, "owner/name".
+            name: "pconv-photos", which comes with the package; a folder of `save_pretrained`; or a repository
+                of the Hugging Face hub, "owner/name".
             revision: of the repository.
             backend: of the partial convolutions.
 
@@ -125,9 +126,11 @@ def _find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         if not (folder / MODEL).is_file():
             raise FileNotFoundError(f"from_pretrained: the folder {folder} holds no {MODEL}")
         return folder
+    if name == SHIPPED:
+        return SHIPPED_FOLDER
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
         raise FileNotFoundError(
-            f"from_pretrained: name must be a folder, or a repository such as 'owner/name', got "
+            f"from_pretrained: name must be {SHIPPED!r}, a folder, or a repository such as 'owner/name', got "
             f"{os.fspath(name)!r}"
         )
     download = _hub().hf_hub_download

@@ -1,4 +1,4 @@
-"""Networks by name: folders, and repositories of a hub that needs no network."""
+"""Networks by name: the shipped one, folders, and repositories of a hub that needs no network."""
 
 import json
 import shutil
@@ -8,8 +8,9 @@ import types
 import pytest
 import torch
 
-from pconv_ext import Inpainter, InpaintingNet
+from pconv_ext import Inpainter, InpaintingNet, checkpoint
 from pconv_ext.checkpoint import CheckpointError
+from pconv_ext.inpainting._networks import SHIPPED_FOLDER
 
 
 def small():
@@ -112,7 +113,7 @@ def test_without_the_hub(monkeypatch):
 
 def test_errors(tmp_path):
     for name in ("absent", "a/b/c", tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError, match="name must be a folder, or a repository"):
+        with pytest.raises(FileNotFoundError, match="name must be 'pconv-photos', a folder, or a repository"):
             InpaintingNet.from_pretrained(name)
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         InpaintingNet.from_pretrained(tmp_path)
@@ -123,3 +124,43 @@ def test_errors(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
         InpaintingNet.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_the_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = small()
+    net.save_pretrained("pconv-photos")
+    assert_equal(net, InpaintingNet.from_pretrained("pconv-photos"))
+    assert_equal(net, Inpainter("pconv-photos", device="cpu").net)
+
+
+class TestShipped:
+    folder = SHIPPED_FOLDER
+
+    def test_is_there_and_small(self):
+        assert (self.folder / "model.safetensors").stat().st_size <= 12_000_000
+        card = (self.folder / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\n")
+        assert "license:" in card.split("---")[1]
+
+    def test_is_what_is_taken_by_default(self):
+        net = InpaintingNet.from_pretrained("pconv-photos")
+        assert_equal(net, Inpainter(device="cpu").net)
+        halves = checkpoint.load_net(self.folder)
+        assert_equal(net, halves)
+
+    def test_fills_a_hole_better_than_its_mean(self):
+        """A gradient of colours, which every mean misses."""
+        ramp = torch.linspace(0.2, 0.8, 128)
+        image = torch.stack([ramp.expand(128, 128), ramp.expand(128, 128).T, ramp.flip(0).expand(128, 128)])
+        mask = torch.ones(1, 128, 128, dtype=torch.uint8)
+        mask[:, 40:72, 20:60] = 0
+        holes = (mask == 0).expand_as(image)
+        filled = Inpainter(device="cpu")(image, mask)
+        assert torch.equal(filled[~holes], image[~holes])
+        mean = image.masked_fill(holes, 0).sum((1, 2)) / mask.sum()
+        errors = [
+            (filled - image)[holes].square().mean(),
+            (mean[:, None, None] - image)[holes].square().mean(),
+        ]
+        assert errors[0] < errors[1] / 10

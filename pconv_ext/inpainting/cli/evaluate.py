@@ -21,7 +21,7 @@ from .._arguments import about, choice, integer
 from .._device import find_device
 from .._files import check_folder, write_atomically
 from .._random import SEED_LIMIT
-from ..checkpoint import load_net, load_training
+from ..checkpoint import load_net
 from ..data import DATASETS, PictureCollection, PictureDataset, folder, has_split
 from ..evaluation import Holes
 from ..evaluation import evaluate as measure
@@ -36,7 +36,9 @@ _NETWORK = "network"  # among opponents
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, or the folder of a training run.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors, the folder of a training, or pconv-photos.")
+    ],
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures.")],
     output: Annotated[
         Path,
@@ -110,7 +112,7 @@ def evaluate(
     where = find_device("evaluate", device)
     net = load_net(checkpoint)
     if size is None:
-        size = load_training(checkpoint).get("config", {}).get("size", 256)
+        size = net.config["size"]
     shown = PictureDataset(_collection(dataset, pictures, split), size)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
     bins = _MADE if masks is None else BINS

@@ -12,10 +12,11 @@ from rich.progress import Progress
 
 from .._arguments import printable
 from .._files import write_atomically
+from .._networks import SHIPPED
 from .._picture_files import format_of
 from ..batch import Outcome, inpaint_bytes, inpaint_files
 from ..inpainter import LARGE, FillOptions, Inpainter
-from .options import Device
+from .options import Checkpoint, Device
 
 _STREAM = "-"
 _INCOMPLETE = 3  # the exit code where something was left out
@@ -39,9 +40,7 @@ def inpaint(
             help="File to write, in the format of its extension, or - for standard output; or a folder.",
         ),
     ],
-    checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="A .safetensors, or the folder of a training run.")
-    ],
+    checkpoint: Checkpoint = SHIPPED,
     invert_mask: Annotated[
         bool, typer.Option("--invert-mask", help="Black (0) = valid and white (1) = hole.")
     ] = False,
@@ -89,6 +88,8 @@ def inpaint(
             raise ValueError(f"inpaint: {name} must be a path, got an empty one")
     inpainter = Inpainter(checkpoint, device)
     console = Console(stderr=True)
+    if checkpoint == SHIPPED:
+        console.print(f"with the network {SHIPPED}, which comes with pconv_ext", highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("inpainting", total=None)
 

@@ -128,5 +128,13 @@ Device = Annotated[
     str | None,
     typer.Option(help="Such as cpu or cuda:1; by default a GPU where there is one.", show_default=False),
 ]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        help="A .safetensors, the folder of a training run, or the network that comes with pconv_ext.",
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes that load pictures.", min=0)]
 Backend = Annotated[str, typer.Option(help=f"Of the partial convolutions: auto, {', '.join(backends())}.")]

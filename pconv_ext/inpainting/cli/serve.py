@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .._arguments import about, integer
 from .._extras import require
+from .._networks import SHIPPED
 from ..inpainter import Inpainter
-from .options import Device
+from .options import Checkpoint, Device
 
 _LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 
 
 def serve(
-    checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="A .safetensors, or the folder of a training run.")
-    ],
+    checkpoint: Checkpoint = SHIPPED,
     host: Annotated[str, typer.Option(help="Address to listen at; by default this machine's alone.")] = (
         "127.0.0.1"
     ),
