@@ -16,7 +16,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 #: What commands take beside the settings.
 OWN = {
     "train": {"output", "resume", "device", "workers", "backend"},
-    "ablate": {"output", "lpips", "no_lpips", "limit", "device", "workers", "backend"},
+    "ablate": {"only", "output", "lpips", "no_lpips", "limit", "device", "workers", "backend"},
 }
 WRONG = [
     ({"batch_size": 0}, "{batch_size} must be an int of at least 1, got 0"),
@@ -35,7 +35,7 @@ def parameters(command):
     return {one.name: one for one in typer.main.get_command(app).commands[command].params}
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "inpaint"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "inpaint", "serve"])
 def test_every_option_has_help(command):
     assert all(one.help for one in parameters(command).values())
 
