@@ -11,12 +11,12 @@ from torch import Tensor
 
 from . import _pictures
 from ._extras import require
+from ._morphology import bounds
 from .smooth import smooth_fill
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_ORIENTATION = 0x0112  # of EXIF
 #: What undoes the turns that EXIF asks for, by Pillow's names.
 _BACK = {
     2: "FLIP_LEFT_RIGHT",
@@ -50,7 +50,7 @@ class Canvas:
                 f"{user}: a picture of mode {picture.mode} cannot be filled without loss, convert it to RGB"
             )
         self._picture, self._mode = picture, picture.mode
-        self._turned_by = picture.getexif().get(_ORIENTATION, 1)
+        self._turned_by = picture.getexif().get(_pictures.ORIENTATION, 1)
         self._upright = picture
         if self._turned_by in _BACK:
             self._upright = require(user, "PIL.ImageOps").exif_transpose(picture)
@@ -80,9 +80,9 @@ class Canvas:
         result = self._upright.copy()
         place = hole[0, 0]
         if place.any():
-            (top, bottom), (left, right) = (place.any(dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0))
+            (top, bottom), (left, right) = bounds(place)
             top, left = max(0, top - _MARGIN), max(0, left - _MARGIN)
-            bottom, right = min(result.height, bottom + 1 + _MARGIN), min(result.width, right + 1 + _MARGIN)
+            bottom, right = min(result.height, bottom + _MARGIN), min(result.width, right + _MARGIN)
             patch = result.crop((left, top, right, bottom))
             colours = filled[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
             values = self._values(patch, colours, place[top:bottom, left:right].numpy())

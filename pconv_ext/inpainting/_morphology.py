@@ -1,4 +1,4 @@
-"""Holes grown, and how deep their pixels lie: squares around pixels, in whole pictures at once."""
+"""Holes grown, how deep their pixels lie, and where: squares around pixels, in whole pictures at once."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def depth(hole: Tensor, most: int) -> Tensor:
             break
         found += left
     return found
+
+
+def bounds(area: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where True pixels begin and, exclusive, end: rows, then columns; bool [H, W], somewhere True."""
+    (top, bottom), (left, right) = (area.any(dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0))
+    return (top, bottom + 1), (left, right + 1)
 
 
 def _moved(hole: Tensor, step: int, dim: int) -> Tensor:

@@ -40,7 +40,6 @@ _WIDER = {
 }
 _WITH_EXIF = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}
 _WITH_PROFILE = _WITH_EXIF | {"JPEG2000"}
-_ORIENTATION = 0x0112
 _LAYOUT = {
     *range(254, 260),
     262,
@@ -127,7 +126,7 @@ def encode(picture: Image.Image, original: Image.Image, kind: str, name: str, **
     exif = _tags(original)
     if kind != kind_of(original) or kind not in _WITH_EXIF:
         picture = require("inpaint", "PIL.ImageOps").exif_transpose(picture)
-        exif.pop(_ORIENTATION, None)
+        exif.pop(_pictures.ORIENTATION, None)
     if kind in _WITH_EXIF and len(exif):
         options["exif"] = exif.tobytes()
     if info.get("icc_profile") and kind not in _WITH_PROFILE:

@@ -37,6 +37,8 @@ _FORMATS = (
 )
 
 
+#: Of EXIF: how a picture is to be turned.
+ORIENTATION = 0x0112
 #: White, in modes of more than 8 bits. Mode I is what Pillow makes of some files of 16.
 FULL = {"F": 1, "I": 65535, "I;16": 65535, "I;16B": 65535, "I;16L": 65535}
 

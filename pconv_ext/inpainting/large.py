@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._morphology import bounds
+
 __all__ = ["fill_crops", "fill_resized"]
 
 #: Called with an image [1, 3, h, w], float32 in [0, 1], 0 in holes, and bool [1, 1, h, w], True = valid; the
@@ -118,22 +120,22 @@ def _holes(valid: Tensor) -> Iterator[_Box]:
     height, width = valid.shape
     cells = F.pad(~valid, (0, -width % _CELL, 0, -height % _CELL)).unflatten(1, (-1, _CELL))
     places = cells.unflatten(0, (-1, _CELL)).any(3).any(1).nonzero().tolist()
-    left = {(row, column) for row, column in places}
-    while left:
-        front, members = [left.pop()], []
+    waiting = {(row, column) for row, column in places}
+    while waiting:
+        front, members = [waiting.pop()], []
         while front:
             row, column = front.pop()
             members.append((row, column))
-            near = {(r, c) for r in (row - 1, row, row + 1) for c in (column - 1, column, column + 1)} & left
-            left -= near
+            near = {
+                (r, c) for r in (row - 1, row, row + 1) for c in (column - 1, column, column + 1)
+            } & waiting
+            waiting -= near
             front += near
         rows, columns = zip(*members, strict=True)
         first_row, first_column = min(rows) * _CELL, min(columns) * _CELL
         part = ~valid[first_row : (max(rows) + 1) * _CELL, first_column : (max(columns) + 1) * _CELL]
-        down, right = (part.any(dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0))
-        yield _Box(
-            first_row + down[0], first_column + right[0], first_row + down[1] + 1, first_column + right[1] + 1
-        )
+        (top, bottom), (left, right) = bounds(part)
+        yield _Box(first_row + top, first_column + left, first_row + bottom, first_column + right)
 
 
 def _width(hole: Tensor) -> float:

@@ -9,24 +9,13 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from support.trainings import ON_PIXELS, OPTIONS, SMALL, make_pictures, one_line
+from support.trainings import OPTIONS, one_line
 
 from pconv_ext import Inpainter, InpaintingNet, checkpoint
 from pconv_ext.checkpoint import CheckpointError
 from pconv_ext.inpainting import _networks
 from pconv_ext.inpainting.training.run_folder import RunFolder
 from pconv_ext.training import train
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    return make_pictures(tmp_path / "pictures")
-
-
-@pytest.fixture
-def settings(pictures):
-    return SMALL | {"data": str(pictures), "weights": ON_PIXELS}
 
 
 class TestHugeHeaders:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from support.trainings import ON_PIXELS, OPTIONS, SMALL, command, history, make_pictures, one_line
+from support.trainings import OPTIONS, command, history, make_pictures, one_line
 from torch.utils.data import DataLoader
 
 from pconv_ext.data import InpaintingDataset, PictureDataset, folder
@@ -26,17 +26,6 @@ from pconv_ext.inpainting.training.run_folder import RunFolder
 from pconv_ext.inpainting.training.trainer import Trainer
 from pconv_ext.masks import MaskFolder
 from pconv_ext.training import DivergedError, TrainConfig, train
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    return make_pictures(tmp_path / "pictures")
-
-
-@pytest.fixture
-def settings(pictures):
-    return SMALL | {"data": str(pictures), "weights": ON_PIXELS}
 
 
 class TestTwoInOneFolder:

@@ -48,7 +48,7 @@ def ablate(
         options.given({"data": data, **settings}),
         output,
         lpips=metric.metric(lpips, no_lpips),
-        only=[] if only is None else [*map(str.strip, only.split(","))],
+        only=options.listed(only),
         limit=limit,
         device=device,
         workers=workers,

@@ -29,7 +29,7 @@ from ..figures import grid, triptych
 from ..masks import BINS, MaskFolder
 from ..opponents import OPPONENTS, check_installed, compete
 from .metric import Lpips, NoLpips, metric
-from .options import Device, Workers
+from .options import Device, Workers, listed
 
 _MADE: tuple[Holes, ...] = ("rectangle", *BINS)  # where masks are made
 _NETWORK = "network"  # among opponents
@@ -104,7 +104,7 @@ def evaluate(
         raise ValueError(
             f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
         )
-    names = [] if against is None else [*dict.fromkeys(map(str.strip, against.split(",")))]
+    names = listed(against)
     for name in names:
         choice("evaluate", "against", name, tuple(OPPONENTS))
     check_installed(names)

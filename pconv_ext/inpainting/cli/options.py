@@ -53,6 +53,11 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def listed(text: str | None) -> list[str]:
+    """The names in a text such as "mean,telea", each once; none without a text."""
+    return [] if text is None else [*dict.fromkeys(map(str.strip, text.split(",")))]
+
+
 def _option(field: Field) -> Any:
     kind, example = field.type, ""
     if field.type in _TEXTS:

@@ -46,8 +46,7 @@ def serve(
         raise OSError(
             f"{about('serve', 'port')} must be one that is free at {host}, {port} is not: {error.strerror}"
         ) from error
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+    print(f"http://{_written(host)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_keep_alive=5)
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -56,9 +55,13 @@ def _family(host: str) -> Any:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def _written(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _called(host: str) -> list[str]:
     """The names that an address to listen at is called by; none for all addresses."""
     try:
-        return [] if ipaddress.ip_address(host).is_unspecified else [f"[{host}]" if ":" in host else host]
+        return [] if ipaddress.ip_address(host).is_unspecified else [_written(host)]
     except ValueError:
         return [host]

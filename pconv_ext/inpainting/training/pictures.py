@@ -64,7 +64,7 @@ def identity(names: Sequence[str], root: str) -> dict[str, Any]:
 
 def identities(config: TrainConfig, train: InpaintingDataset, val: InpaintingDataset) -> dict[str, Any]:
     """`identity` of all that a training reads: the pictures to train and to validate on, and of masks."""
-    masks_ = masks.MaskFolder(config.masks).paths if config.masks is not None else ()
+    masks_ = train.holes.paths if isinstance(train.holes, masks.MaskFolder) else ()
     return {
         "train": identity(_names(train), config.data),
         "val": identity(_names(val), config.val or config.data),
