@@ -47,8 +47,13 @@ class UnreadablePictureError(ValueError):
     """A file that holds no picture, half of one, or one that cannot be decoded; the text names it."""
 
 
-def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
-    """All picture files under `root`, by their extension, sorted by their path below it.
+def find(
+    user: str,
+    root: str | os.PathLike[str],
+    extensions: frozenset[str] = EXTENSIONS,
+    what: str = "pictures",
+) -> list[Path]:
+    """All files of pictures, or of `what`, under `root`, by their extension, sorted by their path below it.
 
     Hidden files and folders are left out: some systems put a "._name.jpg" that is no picture beside each
     picture they copy. Links are followed, and a folder that several paths lead to is searched once.
@@ -62,7 +67,7 @@ def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
     if not folder.exists():
         raise FileNotFoundError(f"{user}: there is no folder {folder}")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{user}: {folder} must be a folder of pictures, it is a file")
+        raise NotADirectoryError(f"{user}: {folder} must be a folder of {what}, it is a file")
 
     def refuse(error: OSError) -> None:
         raise OSError(f"{user}: the folder {error.filename} cannot be read: {error.strerror}") from error
@@ -77,13 +82,13 @@ def find(user: str, root: str | os.PathLike[str]) -> list[Path]:
                 searched.add(identity)
                 folders.append(name)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
-    pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
-    if not pictures:
+    fitting = [path for path in found if path.suffix.lower() in extensions]
+    if not fitting:
         raise ValueError(
-            f"{user}: {folder} has no pictures ({len(found)} other files), expected some of "
-            f"{' '.join(sorted(EXTENSIONS))} there or in folders below"
+            f"{user}: {folder} has no {what} ({len(found)} other files), expected some of "
+            f"{' '.join(sorted(extensions))} there or in folders below"
         )
-    return sorted(pictures, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(fitting, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _identity(folder: Path) -> tuple[int, int]:

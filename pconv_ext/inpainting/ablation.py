@@ -129,7 +129,8 @@ def _measure(
 ) -> Report:
     """The report of the training in `folder`: that of an earlier call, where it was measured like this."""
     file = folder / "metrics.json"
-    pictures = datasets(config)[1].pictures
+    net = load_net(folder)
+    pictures = datasets(replace(config, ranges=net.config["ranges"]))[1].pictures
     names = [pictures.collection.name(i) for i in range(len(pictures))]
     described = {
         "epochs": config.epochs,
@@ -144,7 +145,7 @@ def _measure(
         if whole and described.items() <= report.settings.items():
             return report
     report = evaluate(
-        load_net(folder),
+        net,
         pictures,
         lpips=lpips,
         limit=limit,

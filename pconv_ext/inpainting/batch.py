@@ -1,27 +1,32 @@
-"""Inpainting of picture files, and of folders of them."""
+"""Inpainting of files of pictures and of rasters, and of folders of them."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from . import _picture_files, _pictures
 from ._arguments import about
 from ._files import check_folder, write_atomically
 from .inpainter import FillOptions, Inpainter
+from .rasters import EXTENSIONS, Raster, open_raster
 
-__all__ = ["Outcome", "inpaint_bytes", "inpaint_files"]
+__all__ = ["Outcome", "inpaint_bytes", "inpaint_files", "inpaint_rasters"]
 
 _MASK = re.compile(r"(.*)_mask\d*")  # of a picture, which it stands beside
 _DEFAULT = FillOptions()
 
 
 class Outcome(NamedTuple):
-    """What `inpaint_files` has done.
+    """What `inpaint_files` or `inpaint_rasters` has done.
 
     Attributes:
         written: files.
@@ -139,6 +144,110 @@ def inpaint_files(
     if not done.written and not done.there:
         raise ValueError(f"inpaint: none of the {len(jobs)} pictures in {source} and their masks can be read")
     return done
+
+
+def inpaint_rasters(
+    inpainter: Inpainter,
+    raster: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    mask: str | os.PathLike[str] | None = None,
+    options: FillOptions = _DEFAULT,
+    *,
+    variables: Sequence[str] = (),
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Fill the gaps of the rasters in a file, or in all files of a folder and the folders below.
+
+    Of a file no other bit changes but those of the values that are filled, and of TIFF and NetCDF files what
+    tells where and how they are stored. Files are written as `inpaint_files` does.
+
+    Args:
+        inpainter: does it, with a network for rasters of their channels.
+        raster: a file or a folder; see `pconv_ext.rasters`.
+        output: a file of the same format; for a folder one outside of it. Missing folders are made.
+        mask: of the holes to fill in each raster: a picture, or a ``.npy`` of [H, W]; light or nonzero =
+            valid. Gaps outside of them stay. None: all gaps are filled.
+        options: see `Inpainter.__call__`.
+        variables: see `pconv_ext.rasters.open_raster`.
+        overwrite, strict: as for `inpaint_files`.
+        progress: called with the number of rasters of a file, or of files of a folder, done and of all.
+
+    Raises:
+        OSError, ValueError: as for `inpaint_files`; a file without rasters of so many channels.
+        ImportError: what reads the format is missing.
+    """
+    source, target = Path(raster), Path(output)
+    if not source.exists():
+        raise FileNotFoundError(
+            f"{about('inpaint', 'image')} must be a file or a folder, there is no {source}"
+        )
+    folder = source.is_dir()
+    if folder:
+        found = _pictures.find("inpaint", source, EXTENSIONS, "rasters")
+        jobs = [_Job(path, path, target / path.relative_to(source)) for path in found]  # NaN is the mask
+        check_folder("inpaint", "output", target)
+    else:
+        jobs = [_Job(source, source, target)]
+        if target.suffix.lower() != source.suffix.lower():
+            raise ValueError(
+                f"{about('inpaint', 'output')} must have the extension of the raster, {source.suffix}, got "
+                f"{target}"
+            )
+        check_folder("inpaint", "the folder of output", target.parent)
+    _check_apart((source, source), target, jobs)
+    holes = None if mask is None else _raster_mask(Path(mask))
+    done = Outcome([], [], [])
+    for number, job in enumerate(jobs, 1):
+        if folder and not overwrite and job.output.exists():
+            done.there.append(job.output)
+        else:
+            try:
+                file = open_raster(job.picture, inpainter.net.config["channels"], variables)
+                content = _fill_raster(inpainter, file, holes, options, None if folder else progress)
+                job.output.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(job.output, content)
+                done.written.append(job.output)
+            except ValueError as error:
+                if strict or not folder:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                done.left_out.append(job.picture)
+        if progress is not None and folder:
+            progress(number, len(jobs))
+    if not done.written and not done.there:
+        raise ValueError(f"inpaint: none of the {len(jobs)} rasters in {source} can be filled")
+    return done
+
+
+def _raster_mask(file: Path) -> Any:
+    if file.suffix.lower() != ".npy":
+        return _pictures.open_whole(file)
+    return np.load(file, allow_pickle=False)
+
+
+def _fill_raster(
+    inpainter: Inpainter,
+    file: Raster,
+    mask: Any,
+    options: FillOptions,
+    progress: Callable[[int, int], None] | None,
+) -> bytes:
+    """The content of a file like this one, filled."""
+    done = 0
+
+    def fill(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        nonlocal done
+        new = values
+        if mask is not None or not np.isfinite(values).all():
+            new = inpainter.fill(str(file.path), torch.from_numpy(values), mask, options).numpy()
+        done += 1
+        if progress is not None:
+            progress(done, len(file))
+        return new, (new != values) & np.isfinite(new)
+
+    return file.filled(fill)
 
 
 def _fill_file(

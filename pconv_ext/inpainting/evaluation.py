@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ._arguments import choice, integer, interval
 from ._extras import require
 from ._lpips import LEAST_SIZE, load_lpips
-from .data import InpaintingDataset, PictureDataset
+from .data import InpaintingDataset, PictureDataset, RasterDataset
 from .masks import BINS, MaskFolder, find_bin, hole_ratio
 from .model import composite
 
@@ -130,9 +130,13 @@ def evaluate(
     images, each measured by itself, so the batch size has no influence but rounding. PSNR in holes is that
     of the hole pixels alone, composite or not: what is outside of them only dilutes the other metrics.
 
+    Rasters are measured as they are scaled, with their ranges at [0, 1], and not clamped. A gap in the truth
+    is a hole for the network; as nobody knows better, its filling counts as true for SSIM and not at all for
+    the other metrics.
+
     Args:
-        net: called with images float32 [N, 3, H, W] and masks uint8 [N, 1, H, W] for its idea of the images
-            [N, 3, H, W]; in evaluation mode meanwhile.
+        net: called with images float32 [N, C, H, W] and masks uint8 [N, 1, H, W] for its idea of the images
+            [N, C, H, W]; in evaluation mode meanwhile.
         pictures: at least 11x11. One that cannot be read is left out and counted.
         bins: hole ratios [low, high) to report by. One that is "rectangle" in place of a pair stands for the
             masks of `pconv_ext.masks.rectangle`, as the paper trains with, whatever their ratio.
@@ -141,14 +145,15 @@ def evaluate(
             outside of them.
         seed: of the masks, in [0, 2**64): the same masks for every network.
         raw: measure the network's output instead of the composite.
-        lpips: of `load_lpips`, or why there is none. Pictures smaller than 31x31 have none either.
+        lpips: of `load_lpips`, or why there is none. Pictures smaller than 31x31 have none either, nor have
+            rasters of other than 3 channels.
         batch_size: images at a time.
         workers: processes that read pictures, 0 for none.
         device: where to compute; `net` and `lpips` are moved there. None is where `net` is.
         limit: take the first so many pictures; None for all.
         progress: called with the number of images done and of all.
-        visit: called with every image: the index of its bin, truth [3, H, W], mask [1, H, W], result
-            [3, H, W].
+        visit: called with every image: the index of its bin, truth [C, H, W], mask [1, H, W], result
+            [C, H, W].
 
     Raises:
         TypeError, ValueError: an argument of another type or out of its range, a bin that pictures of this
@@ -177,6 +182,10 @@ def evaluate(
     if min(height, width) < LEAST_SIZE and not isinstance(lpips, str):
         lpips = f"it needs at least {LEAST_SIZE}x{LEAST_SIZE} pixels, the pictures are {height}x{width}"
 
+    rasters = isinstance(pictures, RasterDataset)
+    channels = len(pictures[0])
+    if channels != 3 and not isinstance(lpips, str):
+        lpips = f"it is of pictures with 3 channels, these have {channels}"
     device = torch.device(device) if device is not None else next(net.parameters(), torch.empty(0)).device
     metric, missing = (None, lpips) if isinstance(lpips, str) else (lpips.to(device), "")
     cases = _Cases(pictures, bins, holes, seed)
@@ -193,7 +202,9 @@ def evaluate(
                 outside += int(((places < 0) & readable).sum())
                 if inside.any():
                     truth, mask = images[inside].to(device), masks[inside].to(device)
-                    result = net(truth, mask).clamp(0, 1)
+                    mask = mask & truth.isfinite().all(1, keepdim=True)
+                    result = net(truth, mask)
+                    result = result if rasters else result.clamp(0, 1)
                     result = result if raw else composite(result, truth, mask)
                     values = _measure(result, truth, mask, metric).tolist()
                     for i, place in enumerate(places[inside].tolist()):
@@ -256,10 +267,13 @@ def _measure(result: Tensor, truth: Tensor, mask: Tensor, lpips: nn.Module | Non
     """L2, SSIM, the squared error of all values in holes, their number and, if there is such a module, LPIPS
     of each image: float64 [N, 4 or 5].
     """
+    known = truth.isfinite()
+    truth = torch.where(known, truth, result)
     squares = (result.double() - truth.double()).square()
-    hole = (mask == 0).expand_as(squares)
+    hole = (mask == 0) & known
     inside = torch.where(hole, squares, 0).sum((1, 2, 3))
-    values = [squares.mean((1, 2, 3)), _ssim(result, truth), inside, hole.sum((1, 2, 3))]
+    l2 = squares.sum((1, 2, 3)) / known.sum((1, 2, 3)).clamp(min=1)
+    values = [l2, _ssim(result, truth), inside, hole.sum((1, 2, 3))]
     if lpips is not None:
         values.append(lpips(2 * result - 1, 2 * truth - 1))
     return torch.stack([value.double() for value in values], 1)

@@ -21,9 +21,11 @@ def triptych(truth: Tensor, mask: Tensor, output: Tensor) -> list[Tensor]:
     """Return one row of a figure: truth, truth with white holes, output.
 
     Args:
-        truth, output: [3, H, W].
+        truth, output: [C, H, W]; of other than 3 channels the first is shown, in grey.
         mask: [1, H, W], nonzero = valid.
     """
+    if len(truth) != 3:
+        truth, output = (one[:1].expand(3, -1, -1) for one in (truth, output))
     return [truth, torch.where(mask != 0, truth, torch.ones_like(truth)), output]
 
 

@@ -24,6 +24,7 @@ from ._device import find_device
 from ._extras import require
 from ._morphology import depth, dilated
 from ._networks import SHIPPED
+from ._ranges import from_unit, to_unit
 from .checkpoint import load_net
 from .large import fill_crops, fill_resized, like, unit
 from .model import InpaintingNet, composite
@@ -103,7 +104,7 @@ class Inpainter:
     def __call__(
         self,
         image: Picture,
-        mask: AnyPicture,
+        mask: AnyPicture | None = None,
         *,
         invert_mask: bool = False,
         threshold: int = 127,
@@ -119,10 +120,14 @@ class Inpainter:
 
                 - ``PIL.Image.Image`` of nearly any mode. The mask is that of the picture upright by its EXIF;
                 - NumPy array [H, W, 3], or [H, W] grey: uint8, or floating in [0, 1];
-                - tensor [3, H, W] or [N, 3, H, W], on any device: uint8, or floating in [0, 1].
+                - tensor [3, H, W] or [N, 3, H, W], on any device: uint8, or floating in [0, 1];
+                - a raster, if the network is one for those (``net.config["ranges"]``): floating array
+                  [H, W, C], or [H, W] of one channel, or tensor [C, H, W] or [N, C, H, W].
 
                 What its holes hold has no influence, NaN included.
-            mask: 1, nonzero or light = valid, 0 or dark = hole; of any kind, whatever the image is:
+            mask: 1, nonzero or light = valid, 0 or dark = hole; of any kind, whatever the image is. None: the
+                holes are where an array or tensor is not finite, and of what is partly known there only the
+                rest is filled. With a mask, a raster may have gaps outside of it, which stay as they are.
 
                 - ``PIL.Image.Image``: see `pconv_ext.masks.load`. Resized to the image by nearest neighbour;
                 - array or tensor [H, W], [1, H, W] or [N, 1, H, W] of the image's size: bool, uint8 or
@@ -144,7 +149,7 @@ class Inpainter:
             The same kind of picture as `image`: PIL image of its mode and size, with its palette, its
             metadata and, in holes, an alpha from their surroundings; array [H, W, 3] of its dtype; tensor of
             its shape, dtype and device. Without `raw`, valid pixels are those of the image bit for bit; the
-            others are in [0, 1] or [0, 255].
+            others are in [0, 1] or [0, 255], those of a raster near its network's ranges.
 
         Warns:
             UserWarning: holes cover more than half of the picture, as an inverted mask's do; there are none;
@@ -152,7 +157,7 @@ class Inpainter:
                 reach and filled smoothly from its surroundings.
 
         Raises:
-            TypeError: an image or mask of another type or dtype.
+            TypeError: an image or mask of another type or dtype, no mask where nothing can be NaN.
             ValueError: a shape that does not fit, a valid pixel out of [0, 1], an option out of its range.
             ImportError: Pillow is missing, for masks that are pictures.
         """
@@ -164,36 +169,54 @@ class Inpainter:
         self,
         user: str,
         image: Any,
-        mask: AnyPicture,
+        mask: AnyPicture | None,
         options: FillOptions,
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """As calling it, for others: messages are from `user`, `progress` is that of `fill_crops`."""
-        canvas = Canvas(user, image) if _is_pil(user, "image", image) else None
-        pixels = _pixels(user, image) if canvas is None else canvas.pixels
-        valid = _valid(user, mask, pixels, options.threshold)
-        if options.invert_mask:
-            valid = ~valid
+        channels, ranges = self.net.config["channels"], self.net.config["ranges"]
+        if _is_pil(user, "image", image):
+            if ranges is not None or channels != 3:
+                raise TypeError(
+                    f"{user}: image must be a raster of {channels} channels, as the network's are, it is "
+                    "a picture"
+                )
+            canvas = Canvas(user, image)
+            given = canvas.pixels
+        else:
+            canvas, given = None, _pixels(user, image, channels)
+        pixels = given if ranges is None else to_unit(given, ranges)
+        gaps = ~pixels.isfinite() if canvas is None and given.is_floating_point() else None
+        whole = True if gaps is None else ~gaps.any(1, keepdim=True)
+        if mask is not None:
+            valid = _valid(user, mask, pixels, options.threshold) ^ options.invert_mask
+        elif isinstance(whole, Tensor):
+            valid = whole
+        else:
+            raise TypeError(f"{user}: mask must be given, the image has no NaN that could tell holes")
         if options.dilate:
             valid = ~dilated(~valid, options.dilate)
-        _check_range(user, pixels, valid)
+        if ranges is None:
+            _check_range(user, pixels, valid)
         holes = masks.hole_ratio(valid)
         if holes == 0:
-            warnings.warn(f"{user}: the mask has no holes, there is nothing to fill", stacklevel=3)
-        elif holes > 0.5:
+            warnings.warn(f"{user}: there are no holes, nothing to fill", stacklevel=3)
+        elif holes > 0.5 and mask is not None:
             warnings.warn(
                 f"{user}: holes cover {holes:.1%} of the picture; if the mask means the opposite, use "
                 "invert_mask=True or --invert-mask",
                 stacklevel=3,
             )
-        known = valid if canvas is None or canvas.opaque is None else valid & canvas.opaque
+        known = valid & whole
+        if canvas is not None and canvas.opaque is not None:
+            known = known & canvas.opaque
         reach, size = _Reach(), self.net.config["size"]
         original = pixels.clone() if options.feather else pixels
         if options.raw or options.large == "whole" or max(pixels.shape[2:]) <= _SMALL * size:
             output = like(self._run(unit(pixels), known, reach), pixels)
             result = output if options.raw else composite(output, pixels, valid)
         else:
-            result = pixels.clone() if isinstance(image, Tensor) else pixels
+            result = pixels.clone() if isinstance(image, Tensor) or mask is None else pixels
             fill = partial(self._run, reach=reach)
             planes = (part.expand(len(pixels), -1, -1, -1).split(1) for part in (valid, known))
             for one, its_valid, its_known in zip(result.split(1), *planes, strict=True):
@@ -211,6 +234,12 @@ class Inpainter:
             )
         if canvas is not None:
             return canvas.paint(result, torch.ones_like(valid) if options.raw else ~valid)
+        if ranges is not None:
+            result = from_unit(result, ranges).to(given.dtype)
+        if not options.raw and (ranges is not None or mask is None):
+            # Of a pixel that is partly known, what is known stays.
+            kept = ~gaps if gaps is not None and mask is None and not options.dilate else valid
+            result = torch.where(kept, given, result)
         return _like(image, result)
 
     def _run(self, image: Tensor, valid: Tensor, reach: _Reach) -> Tensor:
@@ -227,7 +256,9 @@ class Inpainter:
                 )
         reach.holes += int((~mask).sum())
         reach.missed += int(missed.sum())
-        return output.clamp(0, 1).to(image.device)  # clamped outside of inference mode, for later gradients
+        # A copy, outside of inference mode, for later gradients.
+        output = output.clamp(0, 1) if self.net.config["ranges"] is None else output.clone()
+        return output.to(image.device)
 
 
 def _feathered(result: Tensor, original: Tensor, hole: Tensor, reach: int) -> Tensor:
@@ -276,20 +307,24 @@ def _tensor(value: NDArray[Any] | Tensor) -> Tensor:
     return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
-def _pixels(user: str, image: NDArray[Any] | Tensor) -> Tensor:
-    """`image` as [N, 3, H, W], uint8 or floating, on its device."""
+def _pixels(user: str, image: NDArray[Any] | Tensor, channels: int) -> Tensor:
+    """`image` as [N, C, H, W], uint8 or floating, on its device."""
     values = _tensor(image)
     if values.dtype not in (torch.uint8, *FLOAT_DTYPES):
         raise TypeError(f"{user}: image must be uint8 or floating in [0, 1], got {values.dtype}")
     shape = list(values.shape)
     if isinstance(image, Tensor):
-        if len(shape) not in (3, 4) or shape[-3] != 3 or 0 in shape:
-            raise ValueError(f"{user}: image must be a tensor [3, H, W] or [N, 3, H, W], got shape {shape}")
+        if len(shape) not in (3, 4) or shape[-3] != channels or 0 in shape:
+            raise ValueError(
+                f"{user}: image must be a tensor [{channels}, H, W] or [N, {channels}, H, W], got shape "
+                f"{shape}"
+            )
         return values.reshape(-1, *shape[-3:])
-    if len(shape) == 2:
-        values = values[..., None].repeat(1, 1, 3)
-    if values.dim() != 3 or values.shape[2] != 3 or 0 in shape:
-        raise ValueError(f"{user}: image must be an array [H, W, 3] or [H, W], got shape {shape}")
+    if len(shape) == 2 and channels in (1, 3):
+        values = values[..., None].repeat(1, 1, channels)
+    if values.dim() != 3 or values.shape[2] != channels or 0 in shape:
+        grey = " or [H, W]" if channels in (1, 3) else ""
+        raise ValueError(f"{user}: image must be an array [H, W, {channels}]{grey}, got shape {shape}")
     return values.permute(2, 0, 1)[None]
 
 
@@ -332,4 +367,5 @@ def _like(image: Any, result: Tensor) -> Any:
     """`result`, [N, 3, H, W], as a picture of the kind of `image`."""
     if isinstance(image, Tensor):
         return result.reshape(image.shape)
-    return result[0].permute(1, 2, 0).contiguous().numpy()
+    array = result[0].permute(1, 2, 0).contiguous().numpy()
+    return array[..., 0] if image.ndim == 2 and array.shape[2] == 1 else array

@@ -21,7 +21,7 @@ from ._morphology import bounds
 
 __all__ = ["fill_crops", "fill_resized"]
 
-#: Called with an image [1, 3, h, w], float32 in [0, 1], 0 in holes, and bool [1, 1, h, w], True = valid; the
+#: Called with an image [1, C, h, w], float32 in [0, 1], 0 in holes, and bool [1, 1, h, w], True = valid; the
 #: image with its holes filled.
 Fill: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -160,7 +160,9 @@ def _fill_scaled(fill: Fill, image: Tensor, valid: Tensor, scale: float) -> Tens
         height, width = (max(1, round(side / scale)) for side in full)
         image, valid = _shrunk(image, valid, (height, width))
     filled = fill(image, valid)
-    return filled if scale == 1 else F.interpolate(filled, full, mode="bicubic").clamp(0, 1)
+    if scale == 1:
+        return filled
+    return F.interpolate(filled, full, mode="bicubic").clamp(filled.min(), filled.max())
 
 
 def _shrunk(image: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class InpaintingLoss(nn.Module):
             and style are 0.
         weights: those that differ from `WEIGHTS`, by name. A term of weight 0 is neither computed nor
             returned.
-        per_hole: divide missing and missing_l1 of an image by C times its hole pixels, not by C H W: small
+        per_hole: divide missing and missing_l1 of an image by the values in its holes, not by C H W: small
             holes then count as much as large ones. Ours, not the paper's.
 
     Raises:
@@ -148,9 +148,11 @@ class InpaintingLoss(nn.Module):
         """Compute the losses.
 
         Args:
-            output: [N, 3, H, W], what the network returned; float64, float32, bfloat16 or float16. Where
-                VGG-16 is used, H and W are at least 8.
-            target: the true images, in [0, 1], of that shape, of any of those dtypes; gets no gradient.
+            output: [N, C, H, W], what the network returned; float64, float32, bfloat16 or float16. Where
+                VGG-16 is used, C is 3 and H and W are at least 8.
+            target: the true images, in [0, 1], of that shape, of any of those dtypes; gets no gradient. Where
+                it is NaN, nobody knows the truth, and nothing is lost: terms have 0 there, those of VGG-16
+                take the output for true.
             mask: [N or 1, 1, H, W], nonzero = valid; bool, uint8 or one of those dtypes.
 
         Returns:
@@ -164,30 +166,37 @@ class InpaintingLoss(nn.Module):
             self._check_fit(output)
         valid, target = mask != 0, target.detach()
         terms: dict[str, Tensor] = {}
+        known = ~target.isnan()
+        output, target = (torch.where(known, one, output.detach()) for one in (output, target))
         difference = _wide(output) - _wide(target)
         distances = (("", torch.square), ("_l1", torch.abs))
         for suffix, distance in distances:
             if f"avail{suffix}" in self.weights:
                 terms[f"avail{suffix}"] = distance(torch.where(valid, difference, 0)).mean()
             if f"missing{suffix}" in self.weights:
-                terms[f"missing{suffix}"] = self._in_holes(distance(torch.where(valid, 0, difference)), valid)
+                lost = distance(torch.where(valid, 0, difference))
+                terms[f"missing{suffix}"] = self._in_holes(lost, ~valid & known)
         if self.features is not None:
             terms |= self._feature_terms(self.features, _wide(output), _wide(target), valid)
         terms["total"] = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return terms
 
-    def _in_holes(self, distance: Tensor, valid: Tensor) -> Tensor:
-        """The mean over images of what is 0 where valid."""
+    def _in_holes(self, distance: Tensor, hole: Tensor) -> Tensor:
+        """The mean over images of what is 0 outside of holes; `hole` is [N, C, H, W]."""
         if not self.per_hole:
             return distance.mean()
-        holes = (~valid).sum((1, 2, 3)).clamp(min=1)
-        return (distance.sum((1, 2, 3)) / (holes * distance.shape[1])).mean()
+        return (distance.sum((1, 2, 3)) / hole.sum((1, 2, 3)).clamp(min=1)).mean()
 
     def _check_fit(self, output: Tensor) -> None:
         if output.device != self.mean.device:
             raise ValueError(
                 f"InpaintingLoss: output must be on the device of the loss, {self.mean.device}, got "
                 f"{output.device}; loss.to(device) moves it"
+            )
+        if output.shape[1] != 3:
+            raise ValueError(
+                "InpaintingLoss: perceptual and style are of pictures with 3 channels, output has "
+                f"{output.shape[1]}; weights of 0 leave them out"
             )
         if min(output.shape[2:]) < SMALLEST:
             raise ValueError(
@@ -261,9 +270,9 @@ def _check(output: Tensor, target: Tensor, mask: Tensor) -> None:
     user = "InpaintingLoss"
     for name, value in (("output", output), ("target", target)):
         _checks.features(user, name, value)
-        if value.shape[0] < 1 or value.shape[1] != 3:
+        if value.shape[0] < 1:
             raise ValueError(
-                f"{user}: {name} must have shape [N, 3, H, W] with N of at least 1, got {list(value.shape)}"
+                f"{user}: {name} must have shape [N, C, H, W] with N of at least 1, got {list(value.shape)}"
             )
     if target.shape != output.shape:
         raise ValueError(

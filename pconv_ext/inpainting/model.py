@@ -13,6 +13,7 @@ from ..functional import upcat_partial_conv2d
 from ..modules import MSFEF, PartialConv2d
 from ..ops import upcat_partial_conv2d as _upcat_partial_conv2d
 from ._arguments import about, named
+from ._ranges import checked_ranges
 from .pretrained import Pretrained
 from .smooth import smooth_fill
 
@@ -108,6 +109,10 @@ class InpaintingNet(Pretrained):
             not the paper's.
         size: height and width of the pictures it is trained with. No layer depends on it; `Inpainter` brings
             larger pictures near it.
+        channels: of an image; 3 for pictures.
+        ranges: for rasters, [low, high] of each channel: what they hold is brought from there to [0, 1] and
+            back by `Inpainter` and the data sets, not by `forward`. None = pictures, whose values are in
+            [0, 1] and are kept there.
         backend: of the partial convolutions, as for `pconv_ext.partial_conv2d`.
 
     Attributes:
@@ -127,11 +132,13 @@ class InpaintingNet(Pretrained):
         residual: bool = False,
         mirrored: bool = False,
         size: int = 256,
+        channels: int = 3,
+        ranges: Sequence[Sequence[float]] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         user = "InpaintingNet"
-        for name, value in (("width", width), ("size", size)):
+        for name, value in (("width", width), ("size", size), ("channels", channels)):
             if value < 1:
                 raise ValueError(f"{about(user, name)} must be at least 1, got {value}")
         if depth < 2 or not 0 <= msfef_stages <= depth:
@@ -148,10 +155,12 @@ class InpaintingNet(Pretrained):
             "residual": bool(residual),
             "mirrored": bool(mirrored),
             "size": size,
+            "channels": channels,
+            "ranges": checked_ranges(user, ranges, channels),
         }
-        channels = [width * min(2**i, 8) for i in range(depth)]
-        encoder, c_in = [], 3
-        for i, c_out in enumerate(channels):
+        widths = [width * min(2**i, 8) for i in range(depth)]
+        encoder, c_in = [], channels
+        for i, c_out in enumerate(widths):
             conv: MSFEF | PartialConv2d
             if i < msfef_stages:
                 conv = MSFEF(c_in, c_out, sizes[i], backend=backend)
@@ -161,7 +170,7 @@ class InpaintingNet(Pretrained):
             norm = BatchNorm2d(c_out) if last else InstanceNorm2d(c_out, affine=True)
             encoder.append(_EncoderStage(conv, norm))
             c_in = c_out
-        skips = [3, *channels[:-1]]
+        skips = [channels, *widths[:-1]]
         decoder = []
         for i, c_skip in enumerate(reversed(skips)):
             last = i == depth - 1
@@ -174,11 +183,11 @@ class InpaintingNet(Pretrained):
         """Inpaint.
 
         Args:
-            image: [N, 3, H, W], any size; what its holes hold has no influence.
+            image: [N, C, H, W] of C `channels`, any size; what its holes hold has no influence.
             mask: [N or 1, 1, H, W], nonzero = valid; None = all valid.
 
         Returns:
-            [N, 3, H, W]: the network's idea of the whole image; see `composite`.
+            [N, C, H, W]: the network's idea of the whole image; see `composite`.
 
         Raises:
             ValueError: shapes that do not fit; training where batch normalisation has one value per channel.
@@ -192,8 +201,11 @@ class InpaintingNet(Pretrained):
             What `forward` does, and [N or 1, 1, H, W], 0 in the midst of holes so large that no layer sees a
             valid pixel from there: the output has there what it begins with, `smooth_fill` or 0.
         """
-        if image.dim() != 4 or image.shape[1] != 3:
-            raise ValueError(f"InpaintingNet: image must have shape [N, 3, H, W], got {list(image.shape)}")
+        channels = self.config["channels"]
+        if image.dim() != 4 or image.shape[1] != channels:
+            raise ValueError(
+                f"InpaintingNet: image must have shape [N, {channels}, H, W], got {list(image.shape)}"
+            )
         output, reached = self._once(image, mask)
         if self.config["mirrored"] and not self.training:
             mirror, its_reach = self._once(image.flip(-1), None if mask is None else mask.flip(-1))
@@ -232,10 +244,10 @@ def composite(output: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """The image where it is valid, the network's output in holes.
 
     Args:
-        output, image: [N, 3, H, W].
+        output, image: [N, C, H, W].
         mask: [N or 1, 1, H, W], nonzero = valid.
 
     Returns:
-        [N, 3, H, W]; a selection, so NaN in a hole of `image` does not show.
+        [N, C, H, W]; a selection, so NaN in a hole of `image` does not show.
     """
     return torch.where(mask != 0, image, output)

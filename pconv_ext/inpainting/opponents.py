@@ -49,7 +49,7 @@ class Opponent(nn.Module):
         """Inpaint.
 
         Args:
-            images: floating [N, 3, H, W], in [0, 1] where valid; what holes hold has no influence.
+            images: floating [N, C, H, W], in [0, 1] where valid; what holes hold has no influence.
             masks: [N or 1, 1, H, W], nonzero = valid.
 
         Returns:
@@ -70,11 +70,11 @@ class Opponent(nn.Module):
         """Return an idea of the whole picture.
 
         Args:
-            picture: floating [3, H, W] on the CPU, 0 in holes.
+            picture: floating [C, H, W] on the CPU, 0 in holes.
             hole: bool [H, W], somewhere True and somewhere False.
 
         Returns:
-            floating [3, H, W] of any dtype.
+            floating [C, H, W] of any dtype.
         """
         raise NotImplementedError
 
@@ -97,17 +97,25 @@ class _Mean(Opponent):
 
 
 class _OpenCv(Opponent):
-    """``cv2.inpaint`` of 8-bit pictures; it knows no order of channels, which it computes one by one."""
+    """``cv2.inpaint`` of 8-bit pictures; it knows no order of channels, which it computes one by one. Of
+    rasters with other than 3, or values that are no picture's, in float32.
+    """
 
     module = "cv2"
     flag = ""
 
     def fill(self, picture: Tensor, hole: Tensor) -> Tensor:
         cv = self.library()
-        pixels = (picture * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
         mask = hole.numpy().astype(np.uint8) * 255
-        filled = cv.inpaint(pixels, mask, self.settings["radius"], getattr(cv, self.flag))
-        return torch.from_numpy(filled).permute(2, 0, 1).double() / 255
+
+        def filled(pixels: Tensor) -> Tensor:
+            given = pixels.contiguous().numpy()
+            return torch.from_numpy(cv.inpaint(given, mask, self.settings["radius"], getattr(cv, self.flag)))
+
+        if len(picture) == 3 and picture.min() >= 0 and picture.max() <= 1:
+            pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0)
+            return filled(pixels).permute(2, 0, 1).double() / 255
+        return torch.stack([filled(channel) for channel in picture.float()])
 
 
 class _Telea(_OpenCv):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CONFIG, _CARD = "config.json", "README.md"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
+_ADDED = {"channels": 3, "ranges": None}  # to the arguments, after networks were published
 _TEXT = """---
 library_name: pconv_ext
 pipeline_tag: image-to-image
@@ -73,7 +74,7 @@ class Pretrained(nn.Module):
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-        if not isinstance(config, dict) or {key: config.get(key) for key in net.config} != net.config:
+        if not isinstance(config, dict) or _with_added(config, net) != net.config:
             raise CheckpointError(f"{file} is of another network than {folder / MODEL}")
         return net
 
@@ -136,6 +137,11 @@ def _find(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     download = _hub().hf_hub_download
     files = [Path(download(name, file, revision=revision)) for file in (_CONFIG, MODEL)]
     return files[1].parent
+
+
+def _with_added(config: dict[str, Any], net: Pretrained) -> dict[str, Any]:
+    """What a ``config.json`` says of the arguments of a network, in files of before some of them too."""
+    return {name: config.get(name, _ADDED.get(name)) for name in net.config}
 
 
 def _save(net: Any, folder: str | os.PathLike[str], half: bool, name: str = "") -> None:

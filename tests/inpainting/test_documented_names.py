@@ -24,6 +24,7 @@ DOCUMENTED = (
     "masks",
     "model",
     "opponents",
+    "rasters",
     "training",
 )
 

@@ -106,7 +106,7 @@ def test_folders_with_unreadable_pictures(files, capsys):
     (files / "masks/x.v1.gif").write_text("no picture")
     assert command(files, *FOLDER) == 3
     out, err = capsys.readouterr()
-    assert out == f"{files / 'out/sub/y.bmp'}\n1 pictures written to {files / 'out'}\n"
+    assert out == f"{files / 'out/sub/y.bmp'}\n1 written to {files / 'out'}\n"
     first = r"pconv-ext: warning: left out: .*masks/x.v1.gif: .*\n"
     assert re.fullmatch(first + r"pconv-ext: warning: left out: .*photos/z.png: .*\n", err)
     (files / "photos/sub/y.bmp").write_bytes(b"")

@@ -22,7 +22,16 @@ from .._device import find_device
 from .._files import check_folder, write_atomically
 from .._random import SEED_LIMIT
 from ..checkpoint import load_net
-from ..data import DATASETS, PictureCollection, PictureDataset, folder, has_split
+from ..data import (
+    DATASETS,
+    RASTERS,
+    PictureCollection,
+    PictureDataset,
+    RasterDataset,
+    folder,
+    has_split,
+    rasters,
+)
 from ..evaluation import Holes
 from ..evaluation import evaluate as measure
 from ..figures import grid, triptych
@@ -32,6 +41,7 @@ from .metric import Lpips, NoLpips, metric
 from .options import Device, Workers, listed
 
 _MADE: tuple[Holes, ...] = ("rectangle", *BINS)  # where masks are made
+_CROPS = ("center", "window", "none")  # the others are random
 _NETWORK = "network"  # among opponents
 
 
@@ -44,7 +54,18 @@ def evaluate(
         Path,
         typer.Option("--output", "-o", help="Folder for metrics.json, .csv and .md, and figures/*.png."),
     ],
-    dataset: Annotated[str, typer.Option(help=f"What the folder holds: {', '.join(DATASETS)}.")] = "folder",
+    dataset: Annotated[
+        str, typer.Option(help=f"What the folder holds: {', '.join((*DATASETS, RASTERS))}.")
+    ] = "folder",
+    variables: Annotated[
+        str | None,
+        typer.Option(
+            help="Of NetCDF files and .npz, those that hold the channels, such as u,v.", show_default=False
+        ),
+    ] = None,
+    crop: Annotated[
+        str, typer.Option(help=f"How pictures are cut, see train: {', '.join(_CROPS)}.")
+    ] = "center",
     split: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +121,9 @@ def evaluate(
         ("limit", 1 if limit is None else limit, 1, None),
     ):
         integer("evaluate", name, value, least, below)
+    choice("evaluate", "crop", crop, _CROPS)
+    if dataset != RASTERS and variables is not None:
+        raise ValueError(f"{about('evaluate', 'variables')} is of rasters, --dataset is {dataset}")
     if invert_mask and masks is None:
         raise ValueError(
             f"{about('evaluate', 'invert_mask')} is about the pictures of --masks, which is not given"
@@ -113,7 +137,11 @@ def evaluate(
     net = load_net(checkpoint)
     if size is None:
         size = net.config["size"]
-    shown = PictureDataset(_collection(dataset, pictures, split), size)
+    if dataset == RASTERS:
+        collection = rasters(pictures, net.config["channels"], listed(variables))
+        shown: PictureDataset = RasterDataset(collection, size, net.config["ranges"], crop=crop)
+    else:
+        shown = PictureDataset(_collection(dataset, pictures, split), size, crop=crop)
     holes = None if masks is None else MaskFolder(masks, holes="white" if invert_mask else "black")
     bins = _MADE if masks is None else BINS
     options: dict[str, Any] = {
@@ -183,7 +211,7 @@ def _figure(holes: Holes) -> str:
 
 
 def _collection(dataset: str, pictures: Path, split: str | None) -> PictureCollection:
-    choice("evaluate", "dataset", dataset, tuple(DATASETS))
+    choice("evaluate", "dataset", dataset, (*DATASETS, RASTERS))
     load, splits = DATASETS[dataset]
     if dataset == "folder":
         if split == "all" or (split is None and not has_split(pictures)):

@@ -10,26 +10,26 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from .. import _pictures
 from .._arguments import printable
 from .._files import write_atomically
 from .._networks import SHIPPED
 from .._picture_files import format_of
-from ..batch import Outcome, inpaint_bytes, inpaint_files
+from ..batch import Outcome, inpaint_bytes, inpaint_files, inpaint_rasters
 from ..inpainter import LARGE, FillOptions, Inpainter
-from .options import Checkpoint, Device
+from ..rasters import EXTENSIONS
+from .options import Checkpoint, Device, listed
 
 _STREAM = "-"
 _INCOMPLETE = 3  # the exit code where something was left out
 
 
 def inpaint(
-    image: Annotated[str, typer.Argument(help="A picture, or a folder of pictures; - = standard input.")],
-    mask: Annotated[
+    image: Annotated[
         str,
         typer.Argument(
-            help="Its mask: white (1) = valid, black (0) or transparent = hole; - = standard input. For a "
-            "folder, one mask for all, or a folder with masks named as the pictures, but for the extension "
-            "or _mask and digits before it."
+            help="A picture, or a folder of pictures; - = standard input. With a network for rasters, a "
+            ".npy, .npz, .nc or .tif, or a folder of those."
         ),
     ],
     output: Annotated[
@@ -40,7 +40,23 @@ def inpaint(
             help="File to write, in the format of its extension, or - for standard output; or a folder.",
         ),
     ],
+    mask: Annotated[
+        str | None,
+        typer.Argument(
+            help="Its mask: white (1) = valid, black (0) or transparent = hole; - = standard input. For a "
+            "folder, one mask for all, or a folder with masks named as the pictures, but for the extension "
+            "or _mask and digits before it. Of rasters, by default all that is NaN is a hole; with a mask, a "
+            "picture or .npy, only its holes are filled.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Checkpoint = SHIPPED,
+    variables: Annotated[
+        str | None,
+        typer.Option(
+            help="Of NetCDF files and .npz, those that hold the channels, such as u,v.", show_default=False
+        ),
+    ] = None,
     invert_mask: Annotated[
         bool, typer.Option("--invert-mask", help="Black (0) = valid and white (1) = hole.")
     ] = False,
@@ -74,19 +90,23 @@ def inpaint(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Fill the holes of a picture, or of all pictures in a folder.
+    """Fill the holes of a picture or raster, or of all in a folder.
 
     In a mask white is valid and black or transparent a hole, unless --invert-mask is given. Valid pixels are
     kept, with the picture's mode, colour profile, EXIF and resolution: bit for bit, but that a JPEG is
-    compressed again, with its own tables, by which pixels change a little, and so is an AVIF.
+    compressed again, with its own tables, by which pixels change a little, and so is an AVIF. Of a raster's
+    file only the values that are filled change.
 
     The exit code is 3 where pictures of a folder were left out.
     """
     options = FillOptions(invert_mask, threshold, dilate, feather, large, raw)
     for name, value in (("IMAGE", image), ("MASK", mask), ("--output", output)):
-        if not value:
+        if value == "":
             raise ValueError(f"inpaint: {name} must be a path, got an empty one")
     inpainter = Inpainter(checkpoint, device)
+    rasters = inpainter.net.config["ranges"] is not None
+    if not rasters and (mask is None or variables is not None):
+        raise ValueError(_unlike_pictures(image, mask, checkpoint))
     console = Console(stderr=True)
     if checkpoint == SHIPPED:
         console.print(f"with the network {SHIPPED}, which comes with pconv_ext", highlight=False)
@@ -96,13 +116,37 @@ def inpaint(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        if _STREAM in (image, mask, output):
-            _stream(inpainter, image, mask, output, options)
-            return
-        done = inpaint_files(
-            inpainter, image, mask, output, options, overwrite=overwrite, strict=strict, progress=progress
-        )
+        again = {"overwrite": overwrite, "strict": strict}
+        if rasters:
+            done = inpaint_rasters(
+                inpainter,
+                image,
+                output,
+                mask,
+                options,
+                variables=listed(variables),
+                progress=progress,
+                **again,
+            )
+        else:
+            assert mask is not None  # as there are no rasters
+            if _STREAM in (image, mask, output):
+                _stream(inpainter, image, mask, output, options)
+                return
+            done = inpaint_files(inpainter, image, mask, output, options, progress=progress, **again)
     _tell(done, output, folder=Path(image).is_dir())
+
+
+def _unlike_pictures(image: str, mask: str | None, checkpoint: str) -> str:
+    """What is wrong, with a network for pictures."""
+    if Path(image).suffix.lower() in EXTENSIONS - _pictures.EXTENSIONS:
+        return (
+            f"inpaint: {image} is a raster, the network {checkpoint} is for pictures: train one with "
+            "--dataset rasters"
+        )
+    if mask is None:
+        return "inpaint: MASK must be given for a picture, whose holes it tells"
+    return f"inpaint: --variables is of rasters, the network {checkpoint} is for pictures"
 
 
 def _tell(done: Outcome, output: str, *, folder: bool) -> None:
@@ -110,7 +154,7 @@ def _tell(done: Outcome, output: str, *, folder: bool) -> None:
         print(printable(file))
     if folder:
         there = f", {len(done.there)} were there (--overwrite does them again)" if done.there else ""
-        print(f"{len(done.written)} pictures written to {printable(output)}{there}")
+        print(f"{len(done.written)} written to {printable(output)}{there}")
     if done.left_out:
         raise typer.Exit(_INCOMPLETE)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
 from ..._backends import backends
+from .._ranges import Ranges
 from ..training.config import KernelSizes, TrainConfig
 from ..training.phases import Phases
 from ..training.setting import Field, fields
@@ -119,9 +120,18 @@ class _Text(NamedTuple):
     example: str
 
 
+def _ranges(text: str) -> list[list[float]]:
+    try:
+        return [[float(low), float(high)] for low, high in (pair.split(",") for pair in text.split("/"))]
+    except ValueError:
+        raise ValueError(f"--ranges must look like 270,310/0,50, got {text!r}") from None
+
+
 _PHASE = "epoch=41 size=128,256 batch_size=8,2 style=120"
 _TEXTS: dict[Any, _Text] = {
     KernelSizes: _Text(str, _kernel_sizes, "3,5,7,9/3,5,7/3,5,7/3,5"),
+    Sequence[str]: _Text(str, listed, "u,v"),
+    Ranges | None: _Text(str, _ranges, "270,310/0,50 of two channels"),
     Phases: _Text(list[str], _phases, f'"{_PHASE}"; may be repeated'),
     Mapping[str, float]: _Text(list[str], _weights, "style=0; may be repeated"),
 }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
 
 from .. import _pictures
 from .._arguments import choice
 from .._extras import require
+from ..rasters import EXTENSIONS, Raster, open_raster
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +32,11 @@ class PictureCollection(Protocol):
         """What messages call picture `index`."""
         ...
 
-    def load(self, index: int) -> Image.Image:
-        """Return picture `index` in mode RGB; raise any exception if it cannot be read."""
+    def load(self, index: int) -> Any:
+        """Return picture `index` in mode RGB or, for `RasterDataset`, floating [C, H, W] with NaN in gaps.
+
+        May raise any exception if it cannot be read.
+        """
         ...
 
 
@@ -49,6 +55,25 @@ def folder(root: str | os.PathLike[str], split: str | None = None) -> PictureCol
     """
     paths = _pictures.find("data.folder", root)
     return _Files(paths if split is None else _listed(Path(root), split, paths))
+
+
+def rasters(root: str | os.PathLike[str], channels: int, variables: Sequence[str] = ()) -> PictureCollection:
+    """All rasters below a folder, in the order of their files' sorted paths; see `pconv_ext.rasters`.
+
+    Args:
+        root: the folder; hidden files and folders in it are left out.
+        channels: of a raster.
+        variables: of NetCDF files and ``.npz``, see `pconv_ext.rasters.open_raster`.
+
+    Raises:
+        OSError, ValueError: no such folder, none in it, a file that holds no such rasters.
+        ImportError: what reads them is missing.
+    """
+    files = [
+        open_raster(path, channels, variables)
+        for path in _pictures.find("data.rasters", root, EXTENSIONS, "rasters")
+    ]
+    return _Rasters(files)
 
 
 def has_split(root: str | os.PathLike[str]) -> bool:
@@ -98,7 +123,9 @@ def lsun_church(root: str | os.PathLike[str], split: str = "train") -> PictureCo
     return _Church(Path(root), split)
 
 
-#: Data sets by name: what opens one, and its splits to train and to evaluate on (a folder's: Helen's lists).
+RASTERS = "rasters"
+#: Data sets of pictures by name: what opens one, and its splits to train and to evaluate on (a folder's:
+#: Helen's lists). What `rasters` opens has none.
 DATASETS: dict[str, tuple[Callable[[str | os.PathLike[str], str], PictureCollection], tuple[str, str]]] = {
     "folder": (folder, ("train", "test")),
     "stanford-cars": (stanford_cars, ("train", "test")),
@@ -118,6 +145,22 @@ class _Files:
 
     def load(self, index: int) -> Image.Image:
         return _pictures.read(self.paths[index])
+
+
+class _Rasters:
+    def __init__(self, files: list[Raster]) -> None:
+        self.places = [(file, index) for file in files for index in range(len(file))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        file, place = self.places[index]
+        return str(file.path) if len(file) == 1 else f"{file.path}: {place}"
+
+    def load(self, index: int) -> NDArray[Any]:
+        file, place = self.places[index]
+        return file.read(place)
 
 
 class _Cars:

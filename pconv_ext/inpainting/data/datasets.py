@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,10 +18,13 @@ from .. import _pictures, masks
 from .._arguments import choice, integer, interval
 from .._extras import require
 from .._random import SEED_LIMIT, Stream, generator
+from .._ranges import Ranges, to_unit
 from .collections import PictureCollection
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class PictureDataset(Dataset[Tensor]):
@@ -32,8 +37,10 @@ class PictureDataset(Dataset[Tensor]):
         collection: has the pictures; see `folder`, `stanford_cars` and `lsun_church`.
         size: of the items, in pixels: an int for squares or (height, width).
         crop: "center" takes the largest part in the middle that has the shape of the item; "random" a part
-            at random, another in every epoch, as torchvision's RandomResizedCrop does; "none" squeezes the
-            whole picture. What is taken is scaled to the size (bicubic, with antialiasing).
+            at random, another in every epoch, as torchvision's RandomResizedCrop does; "window" a part at
+            random that needs no scaling, the largest in the middle where a picture is too small for that;
+            "none" squeezes the whole picture. What is taken is scaled to the size (bicubic, with
+            antialiasing).
         scale: range of the share of the picture's area that "random" takes.
         ratio: range of the factor by which "random" changes the aspect ratio of the item.
         flip: mirror every other picture, left to right, others in every epoch.
@@ -59,7 +66,7 @@ class PictureDataset(Dataset[Tensor]):
         user = "PictureDataset"
         require(user, "PIL.Image")
         self.collection = collection
-        choice(user, "crop", crop, ("center", "random", "none"))
+        choice(user, "crop", crop, ("center", "random", "window", "none"))
         self.crop = crop
         interval(user, "scale", *_ends(user, "scale", scale), "0 < low <= high <= 1", (1e-6, 1))
         interval(user, "ratio", *_ends(user, "ratio", ratio), "0 < low <= high", (1e-6, math.inf))
@@ -107,13 +114,16 @@ class PictureDataset(Dataset[Tensor]):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"PictureDataset: index must be in [0, {len(self)}), got {index}")
-        return _rgb_to_tensor(self._fit(self._load(index), index))
+        return self._item(self._load(index), index)
+
+    def _item(self, picture: Any, index: int) -> Tensor:
+        return _rgb_to_tensor(self._fit(picture, index))
 
     def is_stand_in(self, index: int) -> bool:
         """Whether item `index`, which was taken before in this process, is another picture's."""
         return bool(self._unreadable[index])
 
-    def _load(self, index: int) -> Image.Image:
+    def _load(self, index: int) -> Any:
         """Picture `index` or, if it is unreadable, the first readable one after it."""
         reason = "they were found unreadable before"
         for offset in range(len(self)):
@@ -132,20 +142,27 @@ class PictureDataset(Dataset[Tensor]):
         raise ValueError(f"none of {len(self)} pictures can be read; the last: {reason}")
 
     def _fit(self, picture: Image.Image, index: int) -> Image.Image:
-        box: tuple[float, float, float, float] | None = None
-        if self.crop == "center":
-            box = _center(picture.size, self.width / self.height)
-        elif self.crop == "random":
-            box = self._random_box(picture.size, generator(Stream.CROP, self.seed, self.epoch, index))
         filters = require("PictureDataset", "PIL.Image").Resampling
-        fitted = picture.resize((self.width, self.height), filters.BICUBIC, box)
-        if self.flip and generator(Stream.FLIP, self.seed, self.epoch, index).random() < 0.5:
+        fitted = picture.resize((self.width, self.height), filters.BICUBIC, self._box(picture.size, index))
+        if self._flips(index):
             return fitted.transpose(require("PictureDataset", "PIL.Image").Transpose.FLIP_LEFT_RIGHT)
         return fitted
 
-    def _random_box(
-        self, size: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[float, float, float, float]:
+    def _flips(self, index: int) -> bool:
+        return self.flip and bool(generator(Stream.FLIP, self.seed, self.epoch, index).random() < 0.5)
+
+    def _box(self, size: tuple[int, int], index: int) -> _Box:
+        """The part that is taken of a picture of `size` (width, height)."""
+        rng = generator(Stream.CROP, self.seed, self.epoch, index)
+        if self.crop == "random":
+            return self._random_box(size, rng)
+        free = size[0] - self.width, size[1] - self.height
+        if self.crop == "window" and min(free) >= 0:
+            left, top = (int(rng.integers(pixels + 1)) for pixels in free)
+            return left, top, left + self.width, top + self.height
+        return (0, 0, *size) if self.crop == "none" else _center(size, self.width / self.height)
+
+    def _random_box(self, size: tuple[int, int], rng: np.random.Generator) -> _Box:
         width, height = size
         aspect = self.width / self.height
         for _ in range(10):  # as often as torchvision tries
@@ -158,10 +175,46 @@ class PictureDataset(Dataset[Tensor]):
         return _center(size, aspect)
 
 
-class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of a picture, float32 [3, H, W] in [0, 1], and a mask, uint8 [1, H, W], 1 = valid.
+class RasterDataset(PictureDataset):
+    """Rasters of one size, each a float32 [C, height, width] with NaN in gaps.
 
-    The picture is whole: its holes are for the network or the loss to make.
+    Scaled, a value is the mean of those that are known nearby, weighed as bilinear interpolation with
+    antialiasing does, and a gap where most of them are.
+
+    Args:
+        collection: has the rasters; see `rasters`.
+        size: as for `PictureDataset`.
+        ranges: [low, high] of each channel, which become 0 and 1; None = values stay.
+        options: others of `PictureDataset`.
+
+    Raises:
+        As `PictureDataset`.
+    """
+
+    def __init__(
+        self,
+        collection: PictureCollection,
+        size: int | Sequence[int] = 256,
+        ranges: Ranges | None = None,
+        **options: Any,
+    ) -> None:
+        self.ranges = ranges
+        super().__init__(collection, size, **options)
+
+    def _item(self, picture: NDArray[Any], index: int) -> Tensor:
+        height, width = picture.shape[1:]
+        left, top, right, bottom = self._box((width, height), index)
+        rows, columns = slice(round(top), round(bottom)), slice(round(left), round(right))
+        part = to_unit(torch.from_numpy(picture[:, rows, columns]), self.ranges)
+        part[~part.isfinite()] = math.nan
+        return _scaled(part, (self.height, self.width), mirrored=self._flips(index))
+
+
+class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of a picture, float32 [C, H, W], and a mask, uint8 [1, H, W], 1 = valid.
+
+    The picture is whole: its holes are for the network or the loss to make. Where a raster has a gap in any
+    channel, the mask has a hole.
 
     Args:
         pictures: have the sizes and the epoch.
@@ -210,7 +263,10 @@ class InpaintingDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return (picture, mask) of `index`; raises as `PictureDataset` does."""
-        return self.pictures[index], self.mask(index)
+        picture, mask = self.pictures[index], self.mask(index)
+        if isinstance(self.pictures, RasterDataset):
+            mask = mask & picture.isfinite().all(0, keepdim=True)
+        return picture, mask
 
     def mask(self, index: int) -> Tensor:
         """Return the mask of `index` alone, uint8 [1, H, W]."""
@@ -258,12 +314,22 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return _rgb_to_tensor(_pictures.to_rgb(picture))
 
 
+def _scaled(values: Tensor, size: tuple[int, int], *, mirrored: bool) -> Tensor:
+    """[C, H, W] with NaN in gaps, at another size."""
+    if values.shape[1:] != size:
+        known = values.isfinite()
+        parts = torch.stack([torch.where(known, values, 0), known.float()])
+        sums, share = F.interpolate(parts, size, mode="bilinear", antialias=True)
+        values = torch.where(share > 0.5, sums / share, math.nan)
+    return values.flip(2) if mirrored else values
+
+
 def _rgb_to_tensor(picture: Image.Image) -> Tensor:
     values = torch.from_numpy(np.array(picture, np.uint8))
     return values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
-def _center(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
+def _center(size: tuple[int, int], aspect: float) -> _Box:
     """The largest box of this width / height in the middle of a picture of `size` (width, height)."""
     width, height = size
     w, h = min(width, height * aspect), min(height, width / aspect)

@@ -10,6 +10,7 @@ from ..._backends import check_available
 from .._arguments import named
 from ..checkpoint import CheckpointError
 from .config import TrainConfig, resumed
+from .pictures import with_ranges
 from .processes import Processes, processes
 from .run_folder import STATE, RunFolder
 from .trainer import DivergedError, Trainer
@@ -103,7 +104,7 @@ def _train(
         if given is None:
             nothing = f"there is no training in {folder.root} to resume; " if resume else ""
             raise ValueError(f"train: {nothing}data must be given, the folder of the pictures")
-        return given, None
+        return with_ranges(given), None
 
     # The first process reads: on several machines the others may not see the folder.
     config, state = group.first_alone(begin)

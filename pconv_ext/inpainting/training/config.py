@@ -10,15 +10,17 @@ from typing import Annotated, Any, TypeAlias
 
 from .._arguments import about, choice, integer, named, number
 from .._random import SEED_LIMIT
-from ..data import DATASETS
-from ..losses import WEIGHTS, merged_weights
+from .._ranges import Ranges, checked_ranges
+from ..data import DATASETS, RASTERS
+from ..losses import WEIGHTS, merged_weights, needs_vgg16
 from .phases import Phase, Phases, as_json, phase_of
 from .phases import check as _phases
 from .setting import Setting, documented, fields
 
 KernelSizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
 
-CROPS = ("random", "center", "none")
+_DATASETS = (*DATASETS, RASTERS)
+CROPS = ("random", "center", "window", "none")
 HOLES = ("rectangle", "irregular", "mixed")
 SCHEDULES = ("plateau", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -74,9 +76,21 @@ class TrainConfig:
     """
 
     data: Annotated[str, _pictures("Folder of pictures, or of a data set.", path=True, replaceable=True)]
-    dataset: Annotated[str, _pictures(f"What {{data}} holds: {_names(DATASETS)}.", _one_of(DATASETS))] = (
+    dataset: Annotated[str, _pictures(f"What {{data}} holds: {_names(_DATASETS)}.", _one_of(_DATASETS))] = (
         "folder"
     )
+    channels: Annotated[int, _pictures("Channels of the rasters; pictures have 3.", _whole(1))] = 3
+    variables: Annotated[
+        Sequence[str],
+        _pictures("Of NetCDF files and .npz, those that hold the channels.", default=""),
+    ] = ()
+    ranges: Annotated[
+        Ranges | None,
+        _pictures(
+            "Low and high of each channel of the rasters, which become 0 and 1; by default the range of all "
+            "values but the outermost 0.1 % on either side."
+        ),
+    ] = None
     val: Annotated[
         str | None,
         _pictures(
@@ -215,6 +229,20 @@ class TrainConfig:
                     f"{about('TrainConfig', name)} is of the {named('schedule')} {schedule}, which is "
                     f"{self.schedule}"
                 )
+        rasters = self.dataset == RASTERS
+        for name in ("channels", "variables", "ranges"):
+            if not rasters and getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{about('TrainConfig', name)} is of rasters, {named('dataset')} is {self.dataset}"
+                )
+        object.__setattr__(self, "variables", tuple(self.variables))
+        object.__setattr__(self, "ranges", checked_ranges("TrainConfig", self.ranges, self.channels))
+        begins = [0, *(phase["epoch"] - 1 for phase in self.phases)]
+        if self.channels != 3 and any(needs_vgg16(self.phase(epoch).weights) for epoch in begins):
+            raise ValueError(
+                f"{about('TrainConfig', 'weights')} of perceptual and style, which are of pictures with 3 "
+                f"channels, must be 0 for {self.channels} {named('channels')}"
+            )
         if self.min_epochs and self.stop_after is None:
             raise ValueError(
                 f"{about('TrainConfig', 'min_epochs')} is about {named('stop_after')}, which is None"
@@ -223,10 +251,8 @@ class TrainConfig:
     @property
     def net(self) -> dict[str, Any]:
         """The arguments of `pconv_ext.InpaintingNet`."""
-        return {
-            name: getattr(self, name)
-            for name in ("width", "msfef_stages", "kernel_sizes", "depth", "residual", "size")
-        }
+        layers = ("width", "msfef_stages", "kernel_sizes", "depth", "residual", "channels")
+        return {name: getattr(self, name) for name in (*layers, "size", "ranges")}
 
     def phase(self, epoch: int) -> Phase:
         """What an epoch is trained with, the first being 0."""

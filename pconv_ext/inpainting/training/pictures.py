@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,21 +19,30 @@ from torch.utils.data import DataLoader, Dataset
 from .. import masks
 from .._arguments import named
 from .._random import Stream, generator
-from ..data import DATASETS, InpaintingDataset, PictureCollection, PictureDataset, folder, has_split
+from .._ranges import ranges_of
+from ..data import (
+    DATASETS,
+    RASTERS,
+    InpaintingDataset,
+    PictureCollection,
+    PictureDataset,
+    RasterDataset,
+    folder,
+    has_split,
+    rasters,
+)
 from .config import TrainConfig
 from .signals import ignore_signals
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _HELD_OUT = 10  # every so many pictures one is validated on, where nothing else says which
+_LOOKED_AT = 200  # rasters, at most, for their ranges
 _IRREGULAR = (masks.BINS[0][0], masks.BINS[-1][1])
 
 
 def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]:
     """The data sets to train on and to validate on.
 
-    Validation has the centres of its pictures and one mask for each, the same in every epoch.
+    Validation has the centres of its pictures, or windows, and one mask for each, the same in every epoch.
 
     Raises:
         OSError, ValueError: a folder that is not there or has no readable pictures.
@@ -43,14 +55,30 @@ def datasets(config: TrainConfig) -> tuple[InpaintingDataset, InpaintingDataset]
     else:
         holes = _IRREGULAR if config.holes == "irregular" else config.holes
     made = []
-    for collection, crop, fixed in ((train, config.crop, False), (val, "center", True)):
-        pictures = PictureDataset(
-            collection, config.size, crop=crop, flip=config.flip and not fixed, seed=config.seed
-        )
+    val_crop = "window" if config.crop == "window" else "center"
+    for collection, crop, fixed in ((train, config.crop, False), (val, val_crop, True)):
+        options: dict[str, Any] = {"crop": crop, "flip": config.flip and not fixed, "seed": config.seed}
+        if config.dataset == RASTERS:
+            pictures: PictureDataset = RasterDataset(collection, config.size, config.ranges, **options)
+        else:
+            pictures = PictureDataset(collection, config.size, **options)
         # Another seed, or validation would have the masks of the first epoch.
         seed = config.seed + 1 if fixed else config.seed
         made.append(InpaintingDataset(pictures, holes, fixed=fixed, seed=seed, count=config.rectangles))
     return made[0], made[1]
+
+
+def with_ranges(config: TrainConfig) -> TrainConfig:
+    """The configuration with the ranges of the rasters to train on, where it has none: of some of them.
+
+    Raises:
+        OSError, ValueError, ImportError: as `datasets`.
+    """
+    if config.dataset != RASTERS or config.ranges is not None:
+        return config
+    train = _collections(config)[0]
+    some = range(0, len(train), math.ceil(len(train) / _LOOKED_AT))
+    return replace(config, ranges=ranges_of("train", len(some), map(train.load, some)))
 
 
 def identity(names: Sequence[str], root: str) -> dict[str, Any]:
@@ -118,14 +146,17 @@ class Validation(Dataset[tuple[Tensor, Tensor, bool]]):
 
 
 def _collections(config: TrainConfig) -> tuple[PictureCollection, PictureCollection]:
-    load, splits = DATASETS[config.dataset]
-    whole = config.dataset == "folder" and (config.val is not None or not has_split(config.data))
-    train = folder(config.data) if whole else load(config.data, splits[0])
+    whole: Callable[[str], PictureCollection] = folder
+    if config.dataset == RASTERS:
+        whole = partial(rasters, channels=config.channels, variables=config.variables)
+    elif config.dataset != "folder" or (config.val is None and has_split(config.data)):
+        load, splits = DATASETS[config.dataset]
+        val = load(config.data, splits[1]) if config.val is None else folder(config.val)
+        return load(config.data, splits[0]), val
+    train = whole(config.data)
     if config.val is not None:
-        val = folder(config.val)
-        return _without(train, val, config) if whole else train, val
-    if not whole:
-        return train, load(config.data, splits[1])
+        val = whole(config.val)
+        return _without(train, val, config), val
     if len(train) < 3:
         raise ValueError(
             f"training needs at least 3 pictures, one of them to validate on, {config.data} has {len(train)}"
@@ -160,7 +191,7 @@ class _Part:
     def name(self, index: int) -> str:
         return self.collection.name(self.indices[index])
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Any:
         return self.collection.load(self.indices[index])
 
 

@@ -386,7 +386,7 @@ class Trainer:
 
 def _begin_with(net: InpaintingNet, file: str) -> None:
     given = load_net(file)
-    free = {name: net.config[name] for name in ("mirrored", "size")}  # of which no layer depends
+    free = {name: net.config[name] for name in ("mirrored", "ranges", "size")}  # of which no layer depends
     if given.config | free != net.config:
         raise ValueError(
             f"{about('TrainConfig', 'start')} must be a network of {net.config}, {file} holds one of "

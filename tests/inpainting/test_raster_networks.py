@@ -1,0 +1,391 @@
+"""Networks for rasters: filling, losses, data sets, training and evaluation, with gaps in the truth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from support.rasters import H, W, make_net, save_net, smooth
+from support.trainings import OPTIONS, assert_same_training, one_line
+
+from pconv_ext import Inpainter, InpaintingNet, checkpoint
+from pconv_ext.data import InpaintingDataset, RasterDataset, rasters
+from pconv_ext.evaluation import evaluate
+from pconv_ext.inpainting.cli import run
+from pconv_ext.losses import InpaintingLoss
+from pconv_ext.training import TrainConfig
+
+RANGES = [[270.0, 290.0], [280.0, 300.0]]
+FIELDS = smooth(2)
+GAPS = np.isnan(FIELDS[0])
+HOLE = np.zeros((H, W), bool)
+HOLE[14:19, 3:9] = True
+
+
+def unit(fields):
+    low, high = np.array(RANGES).T[..., None, None]
+    return (fields.astype(np.float64) - low) / (high - low)
+
+
+def expected(net, fields, hole):
+    """What a network makes of fields with holes, in their own values."""
+    image = torch.tensor(unit(fields), dtype=torch.float32)[None]
+    known = torch.tensor(~hole)[None, None]
+    with torch.no_grad():
+        output = net(image.nan_to_num(9), known)[0].double().numpy()
+    low, high = np.array(RANGES).T[..., None, None]
+    return output * (high - low) + low
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_network_of_any_channels(channels):
+    net = make_net(channels)
+    image, mask = torch.randn(2, channels, 16, 24), torch.ones(1, 1, 16, 24)
+    assert net(image, mask).shape == image.shape
+    assert InpaintingNet(**net.config).config == net.config
+    with pytest.raises(
+        ValueError, match=rf"image must have shape \[N, {channels}, H, W\], got \[2, 7, 16, 24\]"
+    ):
+        net(torch.zeros(2, 7, 16, 24), mask)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ([[0, 1]], "one for each of 2 channels"),
+        ([[0, 1], [1, 1]], "low below high"),
+        ([[0, 1], [0, math.inf]], "finite pairs"),
+        ([0, 1], "must be pairs"),
+    ],
+)
+def test_wrong_ranges(ranges, message):
+    with pytest.raises((TypeError, ValueError), match=f"InpaintingNet: ranges .*{message}"):
+        InpaintingNet(width=2, depth=2, msfef_stages=0, channels=2, ranges=ranges)
+
+
+def test_checkpoint_keeps_channels_and_ranges(tmp_path):
+    net = make_net(2, RANGES)
+    assert checkpoint.load_net(save_net(tmp_path, net)).config == net.config
+    net.save_pretrained(tmp_path / "net")
+    assert InpaintingNet.from_pretrained(tmp_path / "net").config == net.config
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "batch", "float64"])
+def test_gaps_are_filled_and_nothing_else(kind):
+    net = make_net(2, RANGES)
+    dtype = np.float64 if kind == "float64" else np.float32
+    fields = FIELDS.astype(dtype)
+    given = fields.transpose(1, 2, 0) if kind in ("array", "float64") else torch.tensor(fields)
+    filled = Inpainter(net, "cpu")(given[None] if kind == "batch" else given)
+    if kind in ("array", "float64"):
+        assert filled.dtype == dtype
+        filled = filled.transpose(2, 0, 1)
+    else:
+        filled = filled.numpy().reshape(fields.shape)
+    assert_array_equal(filled[:, ~GAPS], fields[:, ~GAPS])
+    assert_allclose(filled[:, GAPS], expected(net, fields, GAPS)[:, GAPS], rtol=1e-5)
+
+
+def test_what_is_known_of_a_pixel_stays():
+    fields = FIELDS.copy()
+    fields[1, 5:12, 8:17] = 285
+    filled = Inpainter(make_net(2, RANGES), "cpu")(fields.transpose(1, 2, 0)).transpose(2, 0, 1)
+    assert_array_equal(filled[1], fields[1])
+    assert np.isfinite(filled).all()
+
+
+def test_gaps_outside_of_a_mask_stay():
+    net = make_net(2, RANGES)
+    filled = Inpainter(net, "cpu")(FIELDS.transpose(1, 2, 0), ~HOLE).transpose(2, 0, 1)
+    assert_array_equal(filled[:, ~HOLE], FIELDS[:, ~HOLE])
+    assert_allclose(filled[:, HOLE], expected(net, FIELDS, HOLE | GAPS)[:, HOLE], rtol=1e-5)
+
+
+@pytest.mark.parametrize("large", ["crop", "resize"])
+def test_large_rasters(large):
+    """Filled with values in and around their ranges, by crops that see gaps as gaps."""
+    fields = smooth(2, height=120, width=140)
+    fields[:, 60:90, 50:100] = np.nan
+    given = fields.transpose(1, 2, 0)
+    filled = Inpainter(make_net(2, RANGES), "cpu")(given, large=large)
+    assert np.isfinite(filled).all()
+    assert_array_equal(filled[~np.isnan(given)], given[~np.isnan(given)])
+    assert (np.abs(filled[60:90, 50:100] - [280, 290]) < 100).all()
+
+
+def test_values_beyond_their_ranges_are_taken_and_given():
+    net = make_net(1, [[0.0, 1.0]])
+    net.decoder[-1].conv.bias.data.fill_(3.0)
+    field = np.full((H, W), 2.5, np.float32)
+    field[5:9, 5:9] = np.nan
+    filled = Inpainter(net, "cpu")(field)
+    assert filled.shape == field.shape
+    assert (filled[5:9, 5:9] > 1).all()
+
+
+def test_pictures_with_nan_need_no_mask():
+    net = make_net(3)
+    plain = InpaintingNet(**{**net.config, "ranges": None})
+    plain.load_state_dict(net.state_dict())
+    picture = np.random.default_rng(0).random((H, W, 3), np.float32)
+    holed = np.where(HOLE[..., None], np.float32(np.nan), picture)
+    inpainter = Inpainter(plain, "cpu")
+    assert_array_equal(inpainter(holed), inpainter(picture, ~HOLE))
+    holed[..., 1] = picture[..., 1]
+    assert_array_equal(inpainter(holed)[..., 1], picture[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (Image.new("RGB", (W, H)), None, "image must be a raster of 2 channels.* it is a picture"),
+        (np.zeros((H, W, 3), np.float32), None, r"must be an array \[H, W, 2\], got shape \[21, 30, 3\]"),
+        (torch.zeros(3, H, W), None, r"must be a tensor \[2, H, W\] or \[N, 2, H, W\], got shape"),
+        (np.zeros((H, W, 2), np.uint8), None, "mask must be given, the image has no NaN"),
+    ],
+)
+def test_wrong_images(image, mask, message):
+    with pytest.raises((TypeError, ValueError), match=f"Inpainter: .*{message}"):
+        Inpainter(make_net(2, RANGES), "cpu")(image, mask)
+
+
+@pytest.mark.parametrize("per_hole", [False, True])
+def test_gaps_carry_no_loss(per_hole):
+    generator = torch.Generator().manual_seed(3)
+    output = torch.randn(2, 3, 8, 9, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(2, 3, 8, 9, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 1, 8, 9, generator=generator) > 0.4
+    gap = torch.rand(2, 3, 8, 9, generator=generator) > 0.7
+    weights = {"avail": 1, "missing": 6, "avail_l1": 0.5, "missing_l1": 2, "perceptual": 0, "style": 0}
+    terms = InpaintingLoss(None, weights, per_hole=per_hole)(output, target.masked_fill(gap, math.nan), mask)
+    errors = (output - target).detach()
+    for name, power in (("", 2), ("_l1", 1)):
+        for part, place in (("avail", mask & ~gap), ("missing", ~mask & ~gap)):
+            lost = (errors.abs() ** power * place).sum((1, 2, 3))
+            count = place.sum((1, 2, 3)) if per_hole and part == "missing" else gap[0].numel()
+            assert_allclose(terms[part + name].item(), (lost / count).mean(), rtol=1e-12)
+    terms["total"].backward()
+    assert not output.grad[gap].any()
+    assert output.grad[~gap].all()
+
+
+def test_gaps_carry_no_loss_of_features():
+    from pconv_ext.losses import vgg16_features
+
+    torch.manual_seed(0)
+    loss = InpaintingLoss(vgg16_features(4))
+    output = torch.rand(1, 3, 16, 16, requires_grad=True)
+    target, mask = torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
+    mask[..., 4:9, 4:9] = 0
+    target[..., 10:13, 2:9] = math.nan
+    terms = loss(output, target, mask)
+    terms["total"].backward()
+    assert all(math.isfinite(value) and value > 0 for value in map(torch.Tensor.item, terms.values()))
+    assert not output.grad[..., 10:13, 2:9].any()
+    assert output.grad.isfinite().all()
+    with pytest.raises(
+        ValueError, match="perceptual and style are of pictures with 3 channels, output has 2"
+    ):
+        loss(output[:, :2], target[:, :2], mask)
+
+
+def succeed(*arguments, code=0):
+    with pytest.raises(SystemExit) as stop:
+        run(arguments)
+    assert stop.value.code == code
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight rasters of two channels, with gaps, in files of three formats."""
+    root = tmp_path / "rasters"
+    (root / "below").mkdir(parents=True)
+    for i in range(5):
+        np.save(root / f"{i}.npy", smooth(2, seed=i))
+    np.savez(root / "below" / "a.npz", fields=smooth(2, (2,), seed=5))
+    u, v = smooth(2, seed=7)
+    np.savez(root / "b.npz", u=u, v=v)
+    return root
+
+
+def test_collection(folder):
+    collection = rasters(folder, 2)
+    assert len(collection) == 8
+    assert collection.name(5) == str(folder / "b.npz")
+    assert collection.name(7) == f"{folder / 'below' / 'a.npz'}: 1"
+    assert_array_equal(collection.load(7), smooth(2, (2,), seed=5)[1])
+    with pytest.raises(ValueError, match="must hold rasters of 3 channels"):
+        rasters(folder, 3)
+
+
+def test_items_are_scaled_and_gaps_are_holes(folder):
+    data = RasterDataset(rasters(folder, 2), (H, W), RANGES, crop="none")
+    item = data[0]
+    assert item.dtype == torch.float32
+    assert_allclose(item, unit(FIELDS), atol=1e-6)
+    pairs = InpaintingDataset(data, "rectangle", seed=3)
+    picture, mask = pairs[0]
+    assert_array_equal(mask[0], pairs.mask(0)[0].numpy() * ~GAPS)
+    assert picture[:, mask[0] == 1].isfinite().all()
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "window", "none"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops(folder, crop, flip):
+    data = RasterDataset(rasters(folder, 2), 16, RANGES, crop=crop, flip=flip)
+    seen = []
+    for epoch in range(6):
+        data.set_epoch(epoch)
+        item = data[0]
+        assert item.shape == (2, 16, 16)
+        known = item.isfinite()
+        assert 0 < known.sum() < known.numel()
+        low, high = np.nanmin(unit(FIELDS)), np.nanmax(unit(FIELDS))
+        assert low - 1e-5 <= item[known].min() <= item[known].max() <= high + 1e-5
+        seen.append(item.nan_to_num(9))
+    moves = crop in ("random", "window") or flip
+    assert any((one != seen[0]).any() for one in seen) == moves
+    if crop == "window" and not flip:  # values as they are
+        assert np.isin(item[known], unit(FIELDS).astype(np.float32)).all()
+
+
+def test_a_window_larger_than_the_raster(folder):
+    data = RasterDataset(rasters(folder, 2), 40, RANGES, crop="window")
+    assert data[0].shape == (2, 40, 40)
+
+
+def test_evaluation_measures_what_is_known(folder):
+    data = RasterDataset(rasters(folder, 2), (H, W), RANGES, crop="none")
+    holes = [InpaintingDataset(data, (0.1, 0.4), fixed=True, seed=4).mask(i)[0] == 0 for i in range(8)]
+
+    class Off(torch.nn.Module):
+        def forward(self, images, masks):
+            assert (masks[images.isnan().any(1, keepdim=True)] == 0).all()
+            return images.nan_to_num(5) + 0.1
+
+    row = evaluate(Off(), data, bins=[(0.1, 0.4)], seed=4, lpips=torch.nn.Identity()).bins[0]
+    assert_allclose(row.psnr_holes, 20, atol=1e-4)
+    shares = []
+    for index, hole in enumerate(holes):
+        known = data[index].isfinite()[0]
+        shares.append((hole & known).sum() / known.sum())
+    assert_allclose(row.l2, 0.01 * np.mean(shares), rtol=1e-4)
+    assert row.lpips is None
+    assert 0 < row.ssim < 1
+
+
+TRAIN = [*OPTIONS, "--dataset=rasters", "--channels=2", "--holes=irregular"]
+
+
+def test_training_evaluation_and_filling_by_command(folder, tmp_path, capsys):
+    succeed("train", str(folder), "-o", str(tmp_path / "run"), *TRAIN, "--crop=window", "--per-hole")
+    net = checkpoint.load_net(tmp_path / "run")
+    values = np.concatenate([smooth(2, seed=i).reshape(2, -1) for i in range(1, 5)], 1)
+    for (low, high), known in zip(net.config["ranges"], values, strict=True):
+        assert low < np.nanquantile(known, 0.1) < np.nanquantile(known, 0.9) < high
+    options = ["--dataset=rasters", "--no-lpips", "--workers=0", "--device=cpu", "--crop=window"]
+    measured = ["-o", str(tmp_path / "measured"), "--against=mean,telea", *options]
+    succeed("evaluate", str(tmp_path / "run"), str(folder), *measured)
+    report = json.loads((tmp_path / "measured" / "metrics.json").read_text())
+    assert report
+    assert (tmp_path / "measured" / "figures" / "holes-0.1-0.2.png").is_file()
+    capsys.readouterr()
+    succeed(
+        "inpaint", str(folder), "-o", str(tmp_path / "filled"), "-c", str(tmp_path / "run"), "--device=cpu"
+    )
+    assert "7 written to" in capsys.readouterr().out
+    old, new = (np.load(root / "0.npy") for root in (folder, tmp_path / "filled"))
+    assert_array_equal(new[:, ~GAPS], old[:, ~GAPS])
+    assert np.isfinite(new).all()
+    assert np.isfinite(np.load(tmp_path / "filled" / "below" / "a.npz")["fields"]).all()
+
+
+def test_resumed_training_has_the_same_bits(folder, tmp_path):
+    command = ["train", str(folder), *TRAIN, "--seed=5"]
+    succeed(*command, "-o", str(tmp_path / "whole"))
+    succeed(*command, "-o", str(tmp_path / "parts"), "--epochs=1")
+    succeed("train", "-o", str(tmp_path / "parts"), "--resume", "--epochs=2", "--workers=0", "--device=cpu")
+    assert_same_training(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_variables_and_ranges_that_are_given(folder, tmp_path):
+    np.savez(tmp_path / "rasters" / "b.npz", u=FIELDS[0], v=FIELDS[1])
+    only = tmp_path / "named"
+    only.mkdir()
+    for i in range(4):
+        np.savez(only / f"{i}.npz", t=smooth(1, seed=i)[0], other=np.zeros((3, 4)))
+    ranges = ["--ranges=250,310", "--variables=t", "--channels=1"]
+    succeed("train", str(only), "-o", str(tmp_path / "run"), *OPTIONS, "--dataset=rasters", *ranges)
+    assert checkpoint.load_net(tmp_path / "run").config["ranges"] == [[250, 310]]
+    target = ["-o", str(tmp_path / "0.npz"), "-c", str(tmp_path / "run"), "--device=cpu"]
+    succeed("inpaint", str(only / "0.npz"), *target, "--variables=t")
+    assert np.isfinite(np.load(tmp_path / "0.npz")["t"]).all()
+    assert not np.load(tmp_path / "0.npz")["other"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--channels=5"], "train: --channels is of rasters, --dataset is folder"),
+        (
+            ["--dataset=rasters", "--channels=2"],
+            "train: --weights of perceptual and style, which are of pictures",
+        ),
+        (["--dataset=rasters", "--ranges=1,2,3"], "--ranges must look like 270,310/0,50, got '1,2,3'"),
+        (["--dataset=rasters", "--ranges=a"], "--ranges must look like 270,310/0,50, got 'a'"),
+    ],
+)
+def test_wrong_settings(folder, tmp_path, capsys, options, message):
+    assert message in one_line(capsys, "train", folder, "-o", tmp_path / "run", *options)
+
+
+def test_features_are_refused_in_a_later_phase():
+    pixels = {"perceptual": 0, "style": 0}
+    later = [{"epoch": 5, "weights": {"style": 1}}]
+    with pytest.raises(ValueError, match="weights of perceptual and style"):
+        TrainConfig("data", "rasters", channels=2, weights=pixels, phases=later)
+
+
+def test_files_by_command(tmp_path, capsys):
+    net = save_net(tmp_path, make_net(2, RANGES))
+    np.save(tmp_path / "a.npy", FIELDS)
+    Image.fromarray(np.where(HOLE, 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    np.save(tmp_path / "mask.npy", ~HOLE)
+    common = ["-c", str(net), "--device=cpu"]
+    output = ["-o", str(tmp_path / "b.npy")]
+    for mask in ("mask.png", "mask.npy"):
+        succeed("inpaint", str(tmp_path / "a.npy"), str(tmp_path / mask), *output, *common)
+        new = np.load(tmp_path / "b.npy")
+        assert_array_equal(new[:, ~HOLE], FIELDS[:, ~HOLE])
+        assert (new[:, HOLE] != FIELDS[:, HOLE]).all()
+    wrong = [
+        (["a.npy", "-o", "b.tif"], "must have the extension of the raster, .npy, got"),
+        (["a.npy", "-o", "a.npy"], "must be apart from the image and the mask"),
+        (["none.npy", "-o", "b.npy"], "must be a file or a folder, there is no"),
+    ]
+    for (image, _, other), message in wrong:
+        arguments = [tmp_path / image, "-o", tmp_path / other]
+        assert message in one_line(capsys, "inpaint", *arguments, *common)
+
+
+def test_a_network_for_pictures_says_what_it_is(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", FIELDS)
+    Image.new("RGB", (W, H)).save(tmp_path / "a.png")
+    for name, message in (
+        ("a.npy", "is a raster, the network"),
+        ("a.png", "MASK must be given for a picture"),
+    ):
+        assert message in one_line(capsys, "inpaint", tmp_path / name, "-o", tmp_path / f"b{name[1:]}")
+
+
+def test_damaged_rasters_of_a_folder(folder, tmp_path, capsys):
+    (folder / "3.npy").write_bytes(b"nothing")
+    net = save_net(tmp_path, make_net(2, RANGES))
+    command = ["inpaint", str(folder), "-o", str(tmp_path / "out"), "-c", str(net), "--device=cpu"]
+    succeed(*command, code=3)
+    assert "left out: cannot read raster" in capsys.readouterr().err
+    assert len([*(tmp_path / "out").rglob("*.np?")]) == 6
+    assert "cannot read raster" in one_line(capsys, *command, "--strict", "--overwrite")
