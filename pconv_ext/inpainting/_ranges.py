@@ -51,6 +51,20 @@ def from_unit(values: Tensor, ranges: Ranges | None) -> Tensor:
     return values.double() * (high - low) + low
 
 
+def bounded(output: Tensor, image: Tensor, known: Tensor, ranges: Ranges | None) -> Tensor:
+    """The output of a network where values can be: in [0, 1] and, for rasters, where known ones of it are.
+
+    Args:
+        output, image: [N, C, H, W], in the unit of `to_unit`.
+        known: bool [N or 1, 1, H, W], where the image holds numbers.
+        ranges: None = of pictures.
+    """
+    if ranges is None:
+        return output.clamp(0, 1)
+    values = torch.where(known, image, 0.5)
+    return output.clamp(values.amin((2, 3), True).clamp(max=0), values.amax((2, 3), True).clamp(min=1))
+
+
 def _ends(values: Tensor, ranges: Ranges) -> tuple[Tensor, Tensor]:
     low, high = torch.tensor(ranges, dtype=torch.float64, device=values.device).mT[..., None, None]
     return low, high

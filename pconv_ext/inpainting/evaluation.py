@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ._arguments import choice, integer, interval
 from ._extras import require
 from ._lpips import LEAST_SIZE, load_lpips
+from ._ranges import bounded
 from .data import InpaintingDataset, PictureDataset, RasterDataset
 from .masks import BINS, MaskFolder, find_bin, hole_ratio
 from .model import composite
@@ -130,7 +131,8 @@ def evaluate(
     images, each measured by itself, so the batch size has no influence but rounding. PSNR in holes is that
     of the hole pixels alone, composite or not: what is outside of them only dilutes the other metrics.
 
-    Rasters are measured as they are scaled, with their ranges at [0, 1], and not clamped. A gap in the truth
+    Rasters are measured as they are scaled, with their ranges at [0, 1], and clamped to that and the range of
+    their known values. A gap in the truth
     is a hole for the network; as nobody knows better, its filling counts as true for SSIM and not at all for
     the other metrics.
 
@@ -182,7 +184,7 @@ def evaluate(
     if min(height, width) < LEAST_SIZE and not isinstance(lpips, str):
         lpips = f"it needs at least {LEAST_SIZE}x{LEAST_SIZE} pixels, the pictures are {height}x{width}"
 
-    rasters = isinstance(pictures, RasterDataset)
+    ranges = pictures.ranges if isinstance(pictures, RasterDataset) else None
     channels = len(pictures[0])
     if channels != 3 and not isinstance(lpips, str):
         lpips = f"it is of pictures with 3 channels, these have {channels}"
@@ -203,8 +205,7 @@ def evaluate(
                 if inside.any():
                     truth, mask = images[inside].to(device), masks[inside].to(device)
                     mask = mask & truth.isfinite().all(1, keepdim=True)
-                    result = net(truth, mask)
-                    result = result if rasters else result.clamp(0, 1)
+                    result = bounded(net(truth, mask), truth, mask != 0, ranges)
                     result = result if raw else composite(result, truth, mask)
                     values = _measure(result, truth, mask, metric).tolist()
                     for i, place in enumerate(places[inside].tolist()):

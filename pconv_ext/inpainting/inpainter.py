@@ -24,7 +24,7 @@ from ._device import find_device
 from ._extras import require
 from ._morphology import depth, dilated
 from ._networks import SHIPPED
-from ._ranges import from_unit, to_unit
+from ._ranges import bounded, from_unit, to_unit
 from .checkpoint import load_net
 from .large import fill_crops, fill_resized, like, unit
 from .model import InpaintingNet, composite
@@ -149,7 +149,8 @@ class Inpainter:
             The same kind of picture as `image`: PIL image of its mode and size, with its palette, its
             metadata and, in holes, an alpha from their surroundings; array [H, W, 3] of its dtype; tensor of
             its shape, dtype and device. Without `raw`, valid pixels are those of the image bit for bit; the
-            others are in [0, 1] or [0, 255], those of a raster near its network's ranges.
+            others are in [0, 1] or [0, 255], those of a raster in the ranges of its network or of its own
+            values.
 
         Warns:
             UserWarning: holes cover more than half of the picture, as an inverted mask's do; there are none;
@@ -256,9 +257,8 @@ class Inpainter:
                 )
         reach.holes += int((~mask).sum())
         reach.missed += int(missed.sum())
-        # A copy, outside of inference mode, for later gradients.
-        output = output.clamp(0, 1) if self.net.config["ranges"] is None else output.clone()
-        return output.to(image.device)
+        # Outside of inference mode, for later gradients.
+        return bounded(output, x, mask, self.net.config["ranges"]).to(image.device)
 
 
 def _feathered(result: Tensor, original: Tensor, hole: Tensor, reach: int) -> Tensor:

@@ -115,7 +115,8 @@ class _OpenCv(Opponent):
         if len(picture) == 3 and picture.min() >= 0 and picture.max() <= 1:
             pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0)
             return filled(pixels).permute(2, 0, 1).double() / 255
-        return torch.stack([filled(channel) for channel in picture.float()])
+        scale = 65535  # it rounds floating point numbers too
+        return torch.stack([filled(channel * scale) for channel in picture.float()]).double() / scale
 
 
 class _Telea(_OpenCv):

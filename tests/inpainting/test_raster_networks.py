@@ -16,6 +16,7 @@ from pconv_ext.data import InpaintingDataset, RasterDataset, rasters
 from pconv_ext.evaluation import evaluate
 from pconv_ext.inpainting.cli import run
 from pconv_ext.losses import InpaintingLoss
+from pconv_ext.opponents import OPPONENTS
 from pconv_ext.training import TrainConfig
 
 RANGES = [[270.0, 290.0], [280.0, 300.0]]
@@ -124,6 +125,27 @@ def test_values_beyond_their_ranges_are_taken_and_given():
     filled = Inpainter(net, "cpu")(field)
     assert filled.shape == field.shape
     assert (filled[5:9, 5:9] > 1).all()
+
+
+@pytest.mark.parametrize(("bias", "end"), [(99.0, max), (-99.0, min)])
+def test_no_value_is_beyond_all_that_is_known(bias, end):
+    """Of the ranges and of the raster, in each channel."""
+    net = make_net(2, [[250.0, 300.0], [285.0, 286.0]])
+    net.decoder[-1].conv.bias.data.fill_(bias)
+    filled = Inpainter(net, "cpu")(FIELDS.transpose(1, 2, 0))
+    known = [getattr(np, f"nan{end.__name__}")(channel) for channel in FIELDS]
+    limits = [end(known[0], end(250.0, 300.0)), end(known[1], end(285.0, 286.0))]
+    assert_allclose(filled[GAPS], np.broadcast_to(limits, filled[GAPS].shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["telea", "navier-stokes"])
+def test_opponents_fill_rasters(name):
+    pytest.importorskip("cv2")
+    plane = np.add.outer(np.arange(H), np.arange(W)) / 20 - 0.5
+    image = torch.tensor(np.stack([plane, 2 * plane]), dtype=torch.float32)[None]
+    for form in OPPONENTS[name]:
+        filled = form(image, torch.tensor(~HOLE)[None, None])
+        assert (filled - image).abs().max() < 0.3
 
 
 def test_pictures_with_nan_need_no_mask():
@@ -264,7 +286,8 @@ def test_evaluation_measures_what_is_known(folder):
     class Off(torch.nn.Module):
         def forward(self, images, masks):
             assert (masks[images.isnan().any(1, keepdim=True)] == 0).all()
-            return images.nan_to_num(5) + 0.1
+            known = images.nan_to_num(5)
+            return known - 0.1 * (known - 0.5).sign()
 
     row = evaluate(Off(), data, bins=[(0.1, 0.4)], seed=4, lpips=torch.nn.Identity()).bins[0]
     assert_allclose(row.psnr_holes, 20, atol=1e-4)
