@@ -63,11 +63,12 @@ class Canvas:
             if not both[..., 3].all():
                 self.opaque = torch.from_numpy(both[..., 3] != 0)[None, None]
         else:
-            planes = np.array(self._upright.convert("RGB"))
+            rgb = self._upright if self._mode == "RGB" else self._upright.convert("RGB")
+            planes = np.array(rgb)
         self.pixels = torch.from_numpy(planes).permute(2, 0, 1)[None]
 
     def paint(self, filled: Tensor, hole: Tensor) -> Image.Image:
-        """The picture with other pixels in its holes.
+        """The picture with other pixels in its holes; once, at the end.
 
         Args:
             filled: as `pixels`, on the CPU.
@@ -77,7 +78,8 @@ class Canvas:
             In the picture's mode and orientation, with all that Pillow knows of it.
         """
         pil = require("Inpainter", "PIL.Image")
-        result = self._upright.copy()
+        own = self._upright is not self._picture  # large pictures are copied no more than they must be
+        result = self._upright if own else self._upright.copy()
         place = hole[0, 0]
         if place.any():
             (top, bottom), (left, right) = bounds(place)
