@@ -78,8 +78,16 @@ deep: deep-tests newest-triton as-gpu bench-check
 deep-tests newest-triton as-gpu: export OMP_NUM_THREADS = 1
 
 # Tests marked deep, with the oldest Triton supported.
-deep-tests: $(VENV)/.dev $(COMPILERS)/wheel/.ready
+deep-tests: $(VENV)/.dev $(VENV)/.browser $(COMPILERS)/wheel/.ready
 	PYTHONPATH=$(COMPILERS)/triton PCONV_EXT_TEST_WHEEL=$(COMPILERS)/wheel $(BIN)/pytest -m deep $(SPREAD) $(ARGS)
+
+# A browser for the tests of the page, which are skipped where none is there and none can be installed.
+$(VENV)/.browser: $(VENV)/.dev
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		timeout 300 $(BIN)/playwright install chromium || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "no browser could be installed: the tests of the page will be skipped"
+	touch $@
 
 # Its kernels with the Triton of this environment, the newest where nothing else was asked for.
 newest-triton: $(VENV)/.dev

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,9 @@ from support.servers import served
 
 import pconv_ext
 
+#: None: that of `playwright install chromium`, if there is one.
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.deep,
-    pytest.mark.skipif(BROWSER is None, reason="there is no Chromium; in Debian, apt install chromium"),
-]
+pytestmark = pytest.mark.deep
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -32,6 +31,10 @@ def address():
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
+        if BROWSER is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip(
+                "there is no Chromium: playwright install chromium, or in Debian apt install chromium"
+            )
         chromium = driver.chromium.launch(
             executable_path=BROWSER,
             args=[
@@ -148,6 +151,25 @@ def test_twelve_megapixels_of_a_telephone(page, tmp_path):
     result, _ = downloaded(page)
     assert result.size == (9000, 1200)
     assert 0 < changed(result, wide).mean() < 0.05
+
+
+def test_progress(page, tmp_path):
+    """Of each hole; the bar has no value where nothing is known."""
+    load(page, write(tmp_path, photograph(3000, 4000)))
+    for x in (0.2, 0.35, 0.5, 0.65, 0.8):
+        draw(page, (x, 0.3), (x, 0.5))
+    page.evaluate("""() => {
+        window.told = [];
+        const bar = document.getElementById("progress");
+        const text = document.getElementById("status");
+        const look = () => told.push(`${text.textContent}|${bar.max}|${bar.value}`);
+        new MutationObserver(look).observe(text, { childList: true });
+    }""")
+    fill(page)
+    told = page.evaluate("told")
+    assert told[0].startswith("Filling ...|")
+    assert {f"Filling: {done} of 5 holes ...|5|{done}" for done in range(1, 6)} & {*told}
+    assert page.locator("#progress").is_hidden()
 
 
 def test_erasing_clearing_and_inverting(page, tmp_path):

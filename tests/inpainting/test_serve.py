@@ -1,6 +1,5 @@
 """`pconv-ext serve` over real connections: what it fills, and what it refuses, before or while it is read."""
 
-import http.client
 import io
 import json
 import socket
@@ -15,11 +14,9 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 from support.inpainters import PIXELS, VALID, expected, make_net
-from support.servers import served
+from support.servers import BOUNDARY, ask, content_of, detail, form, head, served
 
 import pconv_ext
-
-BOUNDARY = "part"
 
 
 @pytest.fixture(scope="module")
@@ -38,48 +35,7 @@ def server(inpainter):
         yield address
 
 
-def content_of(picture, kind="PNG", **options):
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 PICTURE, MASK = content_of(Image.fromarray(PIXELS)), content_of(Image.fromarray(VALID))
-
-
-def form(**fields):
-    parts = []
-    for name, content in fields.items():
-        told = f'Content-Disposition: form-data; name="{name}"; filename="{name}.png"'
-        parts.append(f"--{BOUNDARY}\r\n{told}\r\n\r\n".encode() + content + b"\r\n")
-    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
-
-
-def head(length):
-    """How a request begins that is sent by hand."""
-    lines = ("POST /inpaint HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {length}")
-    return "\r\n".join((*lines, f"Content-Type: multipart/form-data; boundary={BOUNDARY}", "", "")).encode()
-
-
-def ask(address, method="POST", path="/inpaint", body=b"", chunked=False, **headers):
-    """The status, headers and content of an answer."""
-    connection = http.client.HTTPConnection(*address, timeout=30)
-    headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    if method == "POST":
-        headers = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"} | headers
-    try:
-        pieces = (body[i : i + 4096] for i in range(0, len(body), 4096)) if chunked else body
-        connection.request(method, path, pieces, headers, encode_chunked=chunked)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it has answered already
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer.status, answer.headers, content
-
-
-def detail(answer):
-    return json.loads(answer[2])["detail"]
 
 
 class TestFills:
@@ -108,15 +64,30 @@ class TestFills:
             assert ask(server, body=form(image=PICTURE[:200], mask=MASK))[0] == 415
             assert ask(server, body=form(image=PICTURE, mask=MASK))[0] == 200
 
-    def test_many(self, inpainter):
-        with served(inpainter, waiting=9) as address, ThreadPoolExecutor(8) as clients:
-            statuses = clients.map(lambda _: ask(address, body=form(image=PICTURE, mask=MASK))[0], range(60))
-            assert [*statuses] == [200] * 60
+    def test_progress(self, net):
+        """Of seven holes, one after another, asked for while they are filled."""
+        picture, mask = np.full((300, 900, 3), 99, np.uint8), np.full((300, 900), 255, np.uint8)
+        mask[100:110, 100::110] = 0
+        files = {"image": content_of(Image.fromarray(picture)), "mask": content_of(Image.fromarray(mask))}
+        body = form(**files, name="me")
+        slow, seen = pconv_ext.Inpainter(net, device="cpu"), set()
+        slow.net.config["size"] = 32
+        reach = slow.net.reach
+        slow.net.reach = lambda *args: (time.sleep(0.05), reach(*args))[1]
+        with served(slow) as address, ThreadPoolExecutor(1) as client:
+            answer = client.submit(ask, address, body=body)
+            while not answer.done():
+                progress = json.loads(ask(address, "GET", "/progress/me")[2])
+                assert progress["done"] <= progress["total"]
+                seen.add((progress["done"], progress["total"]))
+            assert answer.result()[0] == 200
+            assert len(seen & {(done, 8) for done in range(1, 8)}) >= 3
+            assert json.loads(ask(address, "GET", "/progress/me")[2]) == {"done": 0, "total": 0}
 
     def test_health_and_description(self, server):
         assert json.loads(ask(server, "GET", "/health")[2])["status"] == "ok"
         described = json.loads(ask(server, "GET", "/openapi.json")[2])
-        assert {*described["paths"]} == {"/inpaint", "/health"}
+        assert {*described["paths"]} == {"/inpaint", "/progress/{name}", "/health"}
         answers = described["paths"]["/inpaint"]["post"]["responses"]
         assert {"200", "403", "408", "413", "415", "422", "503"} <= answers.keys()
 

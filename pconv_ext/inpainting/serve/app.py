@@ -1,11 +1,13 @@
 """The application: the page, ``POST /inpaint`` and ``GET /health``."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from fastapi import FastAPI, File, HTTPException, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, UploadFile
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import ImageOps
@@ -20,6 +22,7 @@ from .gate import Gate, Limits
 _PAGE = Path(__file__).parent / "page"
 _PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The form cannot be read."},
     403: {"description": "The request is from another origin."},
     408: {"description": "The request came too slowly."},
     413: {"description": "The request or a picture is too large."},
@@ -44,18 +47,26 @@ def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) 
     app.add_middleware(Gate, limits=limits)  # type: ignore[arg-type]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     worker = ThreadPoolExecutor(1)
+    filling: dict[str, _Progress] = {}  # by the names that requests have given themselves
 
     @app.post("/inpaint", response_class=Response, responses={200: _PNG, **_ERRORS})
     async def inpaint(
         image: Annotated[UploadFile, File(description="A picture: JPEG, PNG, WebP, TIFF, ...")],
         mask: Annotated[UploadFile, File(description="Its mask: dark or transparent = hole, light = valid.")],
+        name: Annotated[str, Form(max_length=64, description="By which to ask for its progress.")] = "",
     ) -> Response:
         """Fill the holes of a picture: a PNG of its size, upright, with its colour profile."""
         contents = await image.read(), await mask.read()
-        loop = asyncio.get_running_loop()
-        return Response(await loop.run_in_executor(worker, _fill, *contents), media_type="image/png")
+        progress = filling[name] = _Progress()
+        try:
+            loop = asyncio.get_running_loop()
+            filled = await loop.run_in_executor(worker, _fill, *contents, progress.tell)
+        finally:
+            if filling.get(name) is progress:
+                del filling[name]
+        return Response(filled, media_type="image/png")
 
-    def _fill(image: bytes, mask: bytes) -> bytes:
+    def _fill(image: bytes, mask: bytes, tell: Callable[[int, int], None]) -> bytes:
         original = ImageOps.exif_transpose(_read(image, "the picture", limits, _picture_files.check_whole))
         grey = _pictures.lightness(_read(mask, "the mask", limits))
         if grey.size != original.size:
@@ -64,10 +75,15 @@ def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) 
         if cast("int", grey.getextrema()[0]) > FillOptions.threshold:
             raise HTTPException(422, "the mask has no holes, there is nothing to fill")
         try:
-            filled = inpainter.fill("inpaint", original, grey, FillOptions())
+            filled = inpainter.fill("inpaint", original, grey, FillOptions(), tell)
             return _picture_files.encode(filled, original, "PNG", "the picture", compress_level=1)
         except ValueError as error:
             raise HTTPException(415, str(error)) from error
+
+    @app.get("/progress/{name}")
+    async def progress(name: str) -> dict[str, int]:
+        """How many holes, done and all, the picture has that was sent by this name; 0 and 0 of none."""
+        return vars(filling.get(name, _Progress()))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -80,6 +96,17 @@ def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) 
 
     app.mount("/page", StaticFiles(directory=_PAGE))
     return app
+
+
+@dataclass
+class _Progress:
+    """How many holes of a picture are filled, and of how many."""
+
+    done: int = 0
+    total: int = 0
+
+    def tell(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
 
 
 def _read(content: bytes, name: str, limits: Limits, check: Any = lambda picture: None) -> Any:

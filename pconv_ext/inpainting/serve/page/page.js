@@ -152,6 +152,9 @@ async function fill() {
     const sent = fromOriginal ? original : picture;
     form.append("image", sent.blob, sent.name ?? "result.png");
     form.append("mask", mask, "mask.png");
+    const name = String(Math.random());
+    form.append("name", name);
+    watch(name, busy);
     const response = await fetch("/inpaint", { method: "POST", body: form, signal: busy.signal });
     if (!response.ok) throw Error(await reason(response));
     const blob = await response.blob(), url = URL.createObjectURL(blob);
@@ -168,6 +171,19 @@ async function fill() {
   }
   busy = null;
   update();
+}
+
+// Tells how many holes are done, until the request has ended.
+async function watch(name, request) {
+  while (busy === request) {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    const { done, total } = await (await fetch(`/progress/${name}`)).json().catch(() => ({}));
+    if (busy !== request || !total) continue;
+    $("progress").max = total;
+    $("progress").value = done;
+    tell(`Filling: ${done} of ${total} ${total === 1 ? "hole" : "holes"} ...`);
+  }
+  $("progress").removeAttribute("value");
 }
 
 async function reason(response) {
