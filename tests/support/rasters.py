@@ -39,3 +39,14 @@ def save_net(folder, net):
     file = folder / "net.safetensors"
     checkpoint.save_net(net, file)
     return file
+
+
+def save_rasters(root):
+    """Eight rasters of two channels, with gaps, in files of three formats."""
+    (root / "below").mkdir(parents=True)
+    for i in range(5):
+        np.save(root / f"{i}.npy", smooth(2, seed=i))
+    np.savez(root / "below" / "a.npz", fields=smooth(2, (2,), seed=5))
+    u, v = smooth(2, seed=7)
+    np.savez(root / "b.npz", u=u, v=v)
+    return root
