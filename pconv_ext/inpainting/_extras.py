@@ -8,7 +8,12 @@ from typing import Any
 INSTALL = "pip install 'pconv_ext[train]'"
 
 #: Packages that are imported by another name.
-_PACKAGES = {"PIL": "Pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image"}
+_PACKAGES = {
+    "PIL": "Pillow",
+    "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
+    "skimage": "scikit-image",
+}
 
 
 def require(user: str, module: str, extra: str = "train") -> Any:

@@ -29,6 +29,7 @@ _MODES = {
     "WEBP": {"RGB", "RGBA"},
 }
 _SAME = {"DIB": "BMP", "MPO": "JPEG"}  # is written as
+_READ_ALONE = {"HEIF", "ICO"}  # is written as PNG: the one loses a little, the other's pictures are small
 #: Modes that hold all of another, in the order in which they are tried.
 _WIDER = {
     "1": ("L", "RGB"),
@@ -76,16 +77,18 @@ def check_whole(picture: Image.Image) -> None:
         raise ValueError(f"it has {frames} frames or pages, save one of them as a file of its own")
     tiles = [(tile[0], tile[3]) for tile in cast("Any", picture).tile]
     deep = any(";16" in str(told) or (codec == "ppm" and told[1] > 255) for codec, told in tiles)
+    deep |= picture.info.get("bit_depth", 8) > 8  # of HEIF
     if picture.mode not in _pictures.FULL and deep:
         raise ValueError(
-            "its colours have 16 bits, which Pillow makes 8: save it with 8, or give `Inpainter` an array of "
-            "floating point numbers"
+            "its colours have more than 8 bits, which Pillow makes 8: save it with 8, or give `Inpainter` an "
+            "array of floating point numbers"
         )
 
 
 def kind_of(picture: Image.Image) -> str:
     """The format that a picture is from, as `format_of` would say it."""
-    return "PNG" if picture.format == "ICO" else _SAME.get(str(picture.format), str(picture.format))
+    name = str(picture.format)
+    return "PNG" if name in _READ_ALONE else _SAME.get(name, name)
 
 
 def format_of(file: Path) -> str:
@@ -104,6 +107,11 @@ def format_of(file: Path) -> str:
             f"{' '.join(known)}, got {file}"
         )
     return name
+
+
+def result_name(name: Path) -> Path:
+    """What a picture of this name becomes in a folder of results: HEIC, which is not written, a PNG."""
+    return name.with_suffix(".png") if name.suffix.lower() in _pictures.HEIF_EXTENSIONS else name
 
 
 def encode(picture: Image.Image, original: Image.Image, kind: str, name: str, **more: Any) -> bytes:

@@ -16,9 +16,10 @@ from ._extras import require
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
+EXTENSIONS = HEIF_EXTENSIONS | {
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+}
 # Of Pillow: by its content a file could choose any, and that of EPS starts another program.
 _FORMATS = (
     "AVIF",
@@ -36,6 +37,9 @@ _FORMATS = (
     "WEBP",
 )
 
+
+# Of HEIF files, in their first box, for which Pillow needs another package.
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
 #: Of EXIF: how a picture is to be turned.
 ORIENTATION = 0x0112
@@ -188,16 +192,22 @@ def decode(
     """The picture that bytes hold, which messages call `name`; raises as `read`.
 
     `check` is given the picture before it is decoded; a ValueError of it is one of a picture that cannot be
-    read.
+    read. ImportError where Pillow, or for HEIF pillow_heif, is missing.
     """
     pil = require("reading pictures", "PIL.Image")
     pil.init()
     formats = [one for one in _FORMATS if one in pil.OPEN]
     try:
         # Read whole, so that an unreadable file and a broken picture end in the same place, closed.
-        picture: Image.Image = pil.open(io.BytesIO(content()), formats=formats)
+        data = content()
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+            require(f"reading {name}", "pillow_heif", "heif").register_heif_opener()
+            formats.append("HEIF")
+        picture: Image.Image = pil.open(io.BytesIO(data), formats=formats)
         check(picture)
         picture.load()
+    except ImportError:
+        raise
     except Exception as error:  # decoders raise anything on damaged files, SyntaxError among it
         if isinstance(error, pil.UnidentifiedImageError):
             reason = f"it is empty or in none of the formats {', '.join(formats)}"

@@ -279,7 +279,10 @@ def _folder_jobs(image: Path, mask: Path, output: Path, strict: bool) -> tuple[l
     check_folder("inpaint", "output", output)
     if not mask.is_dir():
         _pictures.open_whole(mask)  # if unreadable, an error now and not a warning for each picture
-        return [_Job(path, mask, output / name) for name, path in pictures.items()], []
+        results = {name: _picture_files.result_name(name) for name in pictures}
+        jobs = [_Job(path, mask, output / results[name]) for name, path in pictures.items()]
+        _check_results(jobs)
+        return jobs, []
     together = mask.resolve() == image.resolve()
     masks = _by_owner(pictures if together else _below(mask))
     stems = {_stem(name) for name in pictures} if together else set()
@@ -289,7 +292,9 @@ def _folder_jobs(image: Path, mask: Path, output: Path, strict: bool) -> tuple[l
             continue  # a mask
         found = [one for one in masks.get(_stem(name), ()) if one != path]
         for one in found:
-            result = name if len(found) == 1 else name.with_name(one.stem + name.suffix)
+            result = _picture_files.result_name(
+                name if len(found) == 1 else name.with_name(one.stem + name.suffix)
+            )
             jobs.append(_Job(path, one, output / result))
         if not found:
             without.append(path)

@@ -181,10 +181,10 @@ def animation(kind):
     ("content", "match"),
     [
         *(
-            (png(np.full((H, W, n), 30000), colour), "colours have 16 bits")
+            (png(np.full((H, W, n), 30000), colour), "colours have more than 8 bits")
             for n, colour in ((3, 2), (2, 4), (4, 6))
         ),
-        (b"P6\n56 40\n65535\n" + bytes(H * W * 6), "colours have 16 bits"),
+        (b"P6\n56 40\n65535\n" + bytes(H * W * 6), "colours have more than 8 bits"),
         *((animation(kind), "it has 3 frames or pages") for kind in ("GIF", "WEBP", "PNG", "TIFF")),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "in none of the formats"),
     ],

@@ -121,6 +121,8 @@ def _read(content: bytes, name: str, limits: Limits, check: Any = lambda picture
 
     try:
         return _pictures.decode(lambda: content, name, check_size)
+    except ImportError as error:
+        raise HTTPException(415, str(error)) from error
     except _pictures.UnreadablePictureError as error:
         if isinstance(error.__cause__, _TooLargeError):
             raise HTTPException(413, str(error.__cause__)) from error
