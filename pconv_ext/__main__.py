@@ -6,11 +6,17 @@ from .inpainting._extras import require
 
 
 def main() -> None:
-    if sys.argv[1:] == ["info"]:  # the one command that needs no extra
+    if sys.argv[1:] == ["info"]:  # this and the next need no extra
         from .info import report
 
         print(report())
         return
+    if sys.argv[1:] == ["doctor"]:
+        from .doctor import report as examination
+
+        text, passed = examination()
+        print(text)
+        sys.exit(not passed)
     try:
         require("pconv-ext", "typer")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The commands, one file each: train, evaluate, ablate, inpaint, serve, info.
+"""The commands, one file each: train, evaluate, ablate, inpaint, serve, info, doctor.
 
 A command raises what the functions it calls raise. `run` makes one line on standard error of it and exits
 with 1; warnings are one line each too.
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from .._arguments import given_by_command, printable
 from .ablate import ablate
+from .doctor import doctor
 from .evaluate import evaluate
 from .info import info
 from .inpaint import inpaint
@@ -52,7 +53,7 @@ class _Command(TyperCommand):
             return super().invoke(context)
 
 
-for _command in (train, evaluate, ablate, inpaint, serve, info):
+for _command in (train, evaluate, ablate, inpaint, serve, info, doctor):
     app.command(cls=_Command)(_command)
 
 
