@@ -41,12 +41,13 @@ class Canvas:
         opaque: bool [1, 1, H, W], where `pixels` mean something; None = everywhere.
 
     Raises:
-        ValueError: a mode that a network's pixels cannot be put back into, values out of its range.
+        UnreadablePictureError: a mode that a network's pixels cannot be put back into, values out of its
+            range; begins with `user`.
     """
 
     def __init__(self, user: str, picture: Image.Image) -> None:
         if picture.mode not in _MODES:
-            raise ValueError(
+            raise _pictures.UnreadablePictureError(
                 f"{user}: a picture of mode {picture.mode} cannot be filled without loss, convert it to RGB"
             )
         self._picture, self._mode = picture, picture.mode
@@ -56,7 +57,7 @@ class Canvas:
             self._upright = require(user, "PIL.ImageOps").exif_transpose(picture)
         self.opaque: Tensor | None = None
         if self._mode in _pictures.FULL:
-            planes = _pictures.in_unit(self._upright)[..., None].repeat(3, 2)
+            planes = _pictures.about_file(user, _pictures.in_unit, self._upright)[..., None].repeat(3, 2)
         elif picture.has_transparency_data:
             both = np.array(self._upright.convert("RGBA"))
             planes = np.ascontiguousarray(both[..., :3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,13 @@ _WIDER = {
     "L": ("RGB",),
     "LA": ("RGBA",),
 }
-_WITH_EXIF = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}
-_WITH_PROFILE = _WITH_EXIF | {"JPEG2000"}
+_WITH_EXIF = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}  # and with a colour profile and XMP
+_BITS, _PHOTOMETRIC, _SAMPLES, _XMP = 258, 262, 277, 700  # tags of TIFF
+_FOLDERS = {34665, 34853, 40965}  # those that lead to more tags
+_PROFILE_OF_JPEG2000 = b"colr\x02"
+_APP13 = b"\xff\xed"  # of JPEG, where IPTC is
+_ORDINARY_PRIMARIES = {1, 2, 5, 6}  # of sRGB, unknown, and of television, which are much the same
+_XMP_OF_PNG = "XML:com.adobe.xmp"
 _LAYOUT = {
     *range(254, 260),
     262,
@@ -60,6 +66,10 @@ _LAYOUT = {
 _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
 
 
+class UnwritablePictureError(ValueError):
+    """A picture that a format has no place for; the text names the file."""
+
+
 def read(content: Callable[[], bytes], name: str) -> Image.Image:
     """A picture to be filled, as it is in its file; see `_pictures.decode`.
 
@@ -72,17 +82,41 @@ def read(content: Callable[[], bytes], name: str) -> Image.Image:
 
 def check_whole(picture: Image.Image) -> None:
     """ValueError if a picture that is opened would be decoded in part."""
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # whose others are smaller, or other views of the first
-        raise ValueError(f"it has {frames} frames or pages, save one of them as a file of its own")
-    tiles = [(tile[0], tile[3]) for tile in cast("Any", picture).tile]
-    deep = any(";16" in str(told) or (codec == "ppm" and told[1] > 255) for codec, told in tiles)
-    deep |= picture.info.get("bit_depth", 8) > 8  # of HEIF
-    if picture.mode not in _pictures.FULL and deep:
+    if picture.mode not in _pictures.FULL and _is_deep(picture):
         raise ValueError(
             "its colours have more than 8 bits, which Pillow makes 8: save it with 8, or give `Inpainter` an "
             "array of floating point numbers"
         )
+    if picture.format == "TIFF":
+        channels, read = cast("Any", picture).tag_v2.get(_SAMPLES, 1), len(picture.getbands())
+        if channels > read:
+            raise ValueError(f"it has {channels} channels, of which Pillow reads {read}: save it with these")
+        if picture.mode in _pictures.FULL and cast("Any", picture).tag_v2.get(_PHOTOMETRIC) == 0:
+            raise ValueError("its 0 is white, which Pillow does not keep: save it with 0 for black")
+    if picture.format == "JPEG2000" and _PROFILE_OF_JPEG2000 in _content(picture):
+        raise ValueError("it has a colour profile, which Pillow does not read: save it in another format")
+
+
+def _is_deep(picture: Any) -> bool:
+    """Whether the file of a picture that is opened has more than 8 bits a channel."""
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(_BITS, (1,))) > 8
+    if picture.format == "HEIF":
+        return bool(picture.info["bit_depth"] > 8)
+    if picture.format == "AVIF":  # its box of AV1's configuration, of which this bit says so
+        place = _content(picture).find(b"av1C")
+        return place >= 0 and bool(_content(picture)[place + 6] & 0x40)
+    if picture.format == "JPEG2000":  # of each component, in the marker of sizes, a byte that is one less
+        content = _content(picture)
+        sizes = content[content.find(b"\xff\x4f\xff\x51") + 40 :]
+        count = int.from_bytes(sizes[:2], "big")
+        return any(depth & 0x7F > 7 for depth in sizes[2 : 2 + 3 * count : 3])
+    tiles = [(tile[0], tile[3]) for tile in picture.tile]
+    return any(";16" in str(told) or (codec == "ppm" and told[1] > 255) for codec, told in tiles)
+
+
+def _content(picture: Any) -> bytes:
+    return cast("bytes", picture.fp.getbuffer().tobytes())
 
 
 def kind_of(picture: Image.Image) -> str:
@@ -125,23 +159,55 @@ def encode(picture: Image.Image, original: Image.Image, kind: str, name: str, **
         UserWarning: the format has no place for the colour profile.
 
     Raises:
-        ValueError: the format has no place for the picture's mode; names the file.
+        UnwritablePictureError: the format has no place for the picture's mode, its size, or what is beside
+            it; names the file.
     """
-    info, options = original.info, _options(original, kind)
-    for key in ("dpi", "comment") + (("icc_profile",) if kind in _WITH_PROFILE else ()):
-        if info.get(key):
-            options[key] = info[key]
-    exif = _tags(original)
+    exif, xmp = _tags(original), picture.info.get("xmp")
     if kind != kind_of(original) or kind not in _WITH_EXIF:
         picture = require("inpaint", "PIL.ImageOps").exif_transpose(picture)
         exif.pop(_pictures.ORIENTATION, None)
+        xmp = picture.info.get("xmp")  # which may tell the turn too
+    fitting = _in_mode_of(kind, picture, name)
+    options = _options(original, kind, xmp)
+    for key in ("dpi", "comment"):
+        if original.info.get(key):
+            options[key] = original.info[key]
+    profile = _profile(original, kind, fitting.mode, name)
+    if profile:
+        options["icc_profile"] = profile
+    if kind == "TIFF":
+        if xmp:
+            exif[_XMP] = xmp
+        if _FOLDERS.intersection(exif):
+            del options["compression"]  # libtiff, which compresses, fails where tags lead to more tags
     if kind in _WITH_EXIF and len(exif):
         options["exif"] = exif.tobytes()
-    if info.get("icc_profile") and kind not in _WITH_PROFILE:
-        warnings.warn(f"{name}: {kind} has no place for the colour profile of the picture", stacklevel=4)
     stream = io.BytesIO()
-    _in_mode_of(kind, picture, name).save(stream, kind, **options, **more)
+    try:
+        fitting.save(stream, kind, **options, **more)
+    except (OSError, RuntimeError, ValueError) as error:  # too large a picture, or EXIF, for the format
+        raise UnwritablePictureError(f"{name}: it cannot be written as {kind}: {error}") from error
     return stream.getvalue()
+
+
+def _profile(original: Image.Image, kind: str, mode: str, name: str) -> bytes | None:
+    """The colour profile of a result; warns where there is one that it cannot have."""
+    profile: bytes | None = original.info.get("icc_profile")
+    if profile is None:
+        primaries = (original.info.get("nclx_profile") or {}).get("color_primaries", 1)
+        if primaries not in _ORDINARY_PRIMARIES:
+            warnings.warn(
+                f"{name}: the colours of the picture have primaries {primaries} of ITU-T H.273 and no "
+                f"profile; {kind} has no place for that, they will be seen as those of sRGB",
+                stacklevel=5,
+            )
+    elif kind not in _WITH_EXIF:
+        warnings.warn(f"{name}: {kind} has no place for the colour profile of the picture", stacklevel=5)
+    elif profile[16:20] == b"GRAY" and mode.startswith("RGB"):
+        warnings.warn(f"{name}: {kind} has no place for the colour profile of a grey picture", stacklevel=5)
+    else:
+        return profile
+    return None
 
 
 def _tags(original: Image.Image) -> Image.Exif:
@@ -153,35 +219,49 @@ def _tags(original: Image.Image) -> Image.Exif:
     return cast("Image.Exif", tags)
 
 
-def _options(original: Any, kind: str) -> dict[str, Any]:
+def _options(original: Any, kind: str, xmp: bytes | None) -> dict[str, Any]:
     """What Pillow's writer of a format is told."""
-    info = original.info
+    told: dict[str, Any] = {"xmp": xmp} if xmp and kind in ("AVIF", "JPEG", "WEBP") else {}
     if kind == "JPEG":
         if not getattr(original, "quantization", None):
-            return {"quality": 95, "subsampling": 0}
-        tables = {"qtables": original.quantization, "progressive": bool(info.get("progressive"))}
-        sampling = _subsampling(original)
-        return tables if sampling is None else {**tables, "subsampling": sampling}
-    if kind == "PNG" and getattr(original, "text", None):
-        chunks = require("inpaint", "PIL.PngImagePlugin").PngInfo()
-        for key, value in original.text.items():
-            chunks.add_itxt(key, str(value))
-        return {"pnginfo": chunks}
+            return {**told, "quality": 95, "subsampling": 0}
+        told |= {"qtables": original.quantization, "progressive": bool(original.info.get("progressive"))}
+        if len(original.layer) > 1:
+            told["subsampling"] = _subsampling(original.layer)
+        iptc = [data for name, data in original.applist if name == "APP13"]
+        return {**told, "extra": b"".join(_APP13 + struct.pack(">H", len(data) + 2) + data for data in iptc)}
+    if kind == "PNG":
+        return {"pnginfo": _chunks(original, xmp)}
     if kind == "TIFF":
-        compression = info.get("compression", "tiff_adobe_deflate")
+        compression = original.info.get("compression", "tiff_adobe_deflate")
         lossy = compression in ("jpeg", "tiff_jpeg", "webp")
         return {"compression": "tiff_adobe_deflate" if lossy else compression}
     if kind == "AVIF":
-        return {"quality": 100, "subsampling": "4:4:4"}
-    return {"lossless": True, "exact": True} if kind == "WEBP" else {}
+        return {**told, "quality": 100, "subsampling": "4:4:4"}
+    return {**told, "lossless": True, "exact": True} if kind == "WEBP" else told
 
 
-def _subsampling(original: Any) -> int | None:
-    layers: list[tuple[int, ...]] = getattr(original, "layer", [])
-    if len(layers) < 2:
-        return None
+def _subsampling(layers: list[tuple[int, ...]]) -> int:
+    """Pillow's number; where it has none, that of not making colours coarser than they are."""
     first, second = layers[0][1:3], layers[1][1:3]
-    return _SUBSAMPLINGS.get((first[0] // second[0], first[1] // second[1]))
+    return _SUBSAMPLINGS.get((first[0] // second[0], first[1] // second[1]), 0)
+
+
+def _chunks(original: Any, xmp: bytes | None) -> Any:
+    """Of a PNG: text, and what says which colours it has beside, or in place of, a profile."""
+    chunks, info = require("inpaint", "PIL.PngImagePlugin").PngInfo(), original.info
+    text = dict(getattr(original, "text", {}))
+    if xmp:
+        text.setdefault(_XMP_OF_PNG, xmp.decode(errors="replace"))
+    for key, value in text.items():
+        chunks.add_itxt(key, str(value))
+    if "gamma" in info:
+        chunks.add(b"gAMA", struct.pack(">I", round(info["gamma"] * 1e5)))
+    if "chromaticity" in info:
+        chunks.add(b"cHRM", struct.pack(">8I", *(round(part * 1e5) for part in info["chromaticity"])))
+    if "srgb" in info:
+        chunks.add(b"sRGB", bytes([info["srgb"]]))
+    return chunks
 
 
 def _in_mode_of(kind: str, picture: Image.Image, name: str) -> Image.Image:
@@ -193,6 +273,6 @@ def _in_mode_of(kind: str, picture: Image.Image, name: str) -> Image.Image:
         if mode in _MODES[kind]:
             return picture if mode == picture.mode else picture.convert(mode)
     fitting = sorted(one for one, modes in _MODES.items() if {picture.mode, *wider} & modes)
-    raise ValueError(
+    raise UnwritablePictureError(
         f"{name}: {kind} has no place for a picture of mode {picture.mode}, as {', '.join(fitting)} have"
     )

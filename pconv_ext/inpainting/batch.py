@@ -21,7 +21,7 @@ from .rasters import EXTENSIONS, Raster, open_raster
 
 __all__ = ["Outcome", "inpaint_bytes", "inpaint_files", "inpaint_rasters"]
 
-_MASK = re.compile(r"(.*)_mask\d*")  # of a picture, which it stands beside
+_MASK = re.compile(r"(.*)[_-]mask[_-]?\d*", re.IGNORECASE)  # of a picture, which it stands beside
 _DEFAULT = FillOptions()
 
 
@@ -118,6 +118,7 @@ def inpaint_files(
             any if `strict`), an output that is an input or of no known format.
         ImportError: Pillow is missing.
     """
+    _check_named(image=image, mask=mask, output=output)
     source, mask_source, target = Path(image), Path(mask), Path(output)
     for name, path in (("image", source), ("mask", mask_source)):
         if not path.exists():
@@ -134,7 +135,7 @@ def inpaint_files(
             try:
                 _fill_file(inpainter, job, options, None if source.is_dir() else progress)
                 done.written.append(job.output)
-            except _pictures.UnreadablePictureError as error:
+            except (_pictures.UnreadablePictureError, _picture_files.UnwritablePictureError) as error:
                 if strict or not source.is_dir():
                     raise
                 warnings.warn(f"left out: {error}", stacklevel=2)
@@ -178,6 +179,7 @@ def inpaint_rasters(
         OSError, ValueError: as for `inpaint_files`; a file without rasters of so many channels.
         ImportError: what reads the format is missing.
     """
+    _check_named(image=raster, output=output)
     source, target = Path(raster), Path(output)
     if not source.exists():
         raise FileNotFoundError(
@@ -219,6 +221,13 @@ def inpaint_rasters(
     if not done.written and not done.there:
         raise ValueError(f"inpaint: none of the {len(jobs)} rasters in {source} can be filled")
     return done
+
+
+def _check_named(**paths: str | os.PathLike[str]) -> None:
+    """None may be empty, which would be the working folder."""
+    for name, path in paths.items():
+        if not os.fspath(path):
+            raise ValueError(f"{about('inpaint', name)} must be a path, got an empty one")
 
 
 def _raster_mask(file: Path) -> Any:

@@ -1,10 +1,8 @@
 """What a picture file has beside its pixels comes through `inpaint_files`, and what would not is refused."""
 
 import io
-import struct
 import sys
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,12 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 from support.inpainters import make_net
+from support.picture_files import H, W, png16, smooth
 
 import pconv_ext
 from pconv_ext.batch import Outcome, inpaint_bytes, inpaint_files
 from pconv_ext.inpainting._pictures import UnreadablePictureError
 
-H, W = 40, 56
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -33,13 +31,6 @@ def valid():
     mask = np.ones((H, W), bool)
     mask[8:20, 10:30] = False
     return mask
-
-
-def smooth(channels=3):
-    """As photographs are, so that a JPEG of it is much like it."""
-    rows, columns = np.mgrid[:H, :W] / np.array([H, W])[:, None, None]
-    planes = [np.sin(rows * (2 + i) + columns * (3 - i)) * 90 + 128 for i in range(channels)]
-    return np.stack(planes, 2).astype(np.uint8)
 
 
 def exif(orientation=1):
@@ -154,22 +145,6 @@ def test_other_formats(inpainter, tmp_path, valid):
     assert after.mode == "RGB"
 
 
-def png(values, colour):
-    """A PNG of 16 bits a channel; Pillow writes none of colours."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-
-
 def animation(kind):
     stream = io.BytesIO()
     frames = [Image.fromarray(np.roll(smooth(), i, 0)) for i in range(3)]
@@ -181,7 +156,7 @@ def animation(kind):
     ("content", "match"),
     [
         *(
-            (png(np.full((H, W, n), 30000), colour), "colours have more than 8 bits")
+            (png16(np.full((H, W, n), 30000), colour), "colours have more than 8 bits")
             for n, colour in ((3, 2), (2, 4), (4, 6))
         ),
         (b"P6\n56 40\n65535\n" + bytes(H * W * 6), "colours have more than 8 bits"),
@@ -255,6 +230,40 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"1 of 4 have none: .*d.bmp"):
             inpaint_files(inpainter, folder / "pictures", folder / "masks", folder / "strict", strict=True)
         assert not (folder / "strict").exists()
+
+    @pytest.mark.parametrize(
+        "mask",
+        ["a.tif", "a_mask.png", "a_mask001.png", "a_mask_1.png", "a-mask.png", "a_Mask.PNG", "a_MASK12.gif"],
+    )
+    def test_a_mask_is_named_as(self, inpainter, tmp_path, valid, mask):
+        """Beside its picture and in a folder of masks, and below both."""
+        for below, beside in (("in/sub", "masks/sub"), ("both", "both")):
+            for name in {below, beside}:
+                (tmp_path / name).mkdir(parents=True)
+            Image.fromarray(smooth()).save(tmp_path / below / "a.png")
+            Image.fromarray(valid).save(tmp_path / beside / mask)
+            top = [tmp_path / name.split("/")[0] for name in (below, beside)]
+            if mask == "a.tif" and below == beside:
+                continue  # which of the two is the mask?
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                done = inpaint_files(inpainter, *top, tmp_path / f"out of {top[0].name}")
+            assert [file.name for file in done.written] == ["a.png"]
+            assert done.left_out == []
+
+    @pytest.mark.parametrize("missing", [["a"], ["c"], ["a", "b"]])
+    def test_one_missing_mask_stops_nothing(self, inpainter, tmp_path, valid, missing):
+        for name in ("in", "masks"):
+            (tmp_path / name).mkdir()
+        for name in "abc":
+            Image.fromarray(smooth()).save(tmp_path / "in" / f"{name}.png")
+            if name not in missing:
+                Image.fromarray(valid).save(tmp_path / "masks" / f"{name}_mask.png")
+        with pytest.warns(UserWarning, match=r"left out: .* has no mask in") as caught:
+            done = inpaint_files(inpainter, tmp_path / "in", tmp_path / "masks", tmp_path / "out")
+        assert len(caught) == len(missing)
+        assert [file.stem for file in done.left_out] == missing
+        assert {file.stem for file in done.written} == set("abc") - set(missing)
 
     def test_one_folder_of_both(self, inpainter, folder):
         for mask in (folder / "masks").iterdir():

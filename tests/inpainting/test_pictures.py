@@ -1,19 +1,28 @@
 """`PictureDataset`: pictures of all kinds, cropped and resized; unreadable ones are left out."""
 
+import io
 import os
 import struct
 import warnings
 import zlib
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import torchvision_without_ops
+from support.inpainters import make_net
 from support.pictures import damage, noise, save_photos
 from torch.utils.data import DataLoader
 
-from pconv_ext import data
+from pconv_ext import Inpainter, data, masks
+from pconv_ext.batch import inpaint_files
 from pconv_ext.data import PictureDataset
+from pconv_ext.inpainting._pictures import UnreadablePictureError
+from pconv_ext.masks import MaskFolder
+
+torchvision_without_ops.make_importable()
 
 
 @pytest.fixture
@@ -214,22 +223,89 @@ def test_picture_errors(photos, options, error, match):
         PictureDataset(data.folder(photos), **options)
 
 
-def test_content_starts_no_program(tmp_path, monkeypatch):
-    """Ghostscript, which Pillow starts for EPS, whatever the file is called."""
-    programs = tmp_path / "bin"
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A file that is there once Ghostscript was started, which Pillow does for EPS, whatever it is called."""
+    programs, started = tmp_path / "bin", tmp_path / "started"
     programs.mkdir()
-    script = programs / "gs"
-    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
-    script.chmod(0o755)
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (programs / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return started
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+
+
+def test_content_starts_no_program(tmp_path, ghostscript):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "b.png")
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
-    (tmp_path / "photos" / "a.png").write_bytes(eps)
+    (tmp_path / "photos" / "a.png").write_bytes(EPS)
     with pytest.warns(UserWarning, match=r"a.png.* in none of the formats .*BMP, .*PNG"):
         pictures = PictureDataset(data.folder(tmp_path / "photos"), 8)
     assert torch.equal(pictures[0], pictures[1])
-    assert not (tmp_path / "started").exists()
+    with pytest.raises(UnreadablePictureError, match=r"a.png: .* in none of the formats .*BMP, .*PNG"):
+        MaskFolder(tmp_path / "photos")[0]
+    inpainter, good = Inpainter(make_net(), device="cpu"), tmp_path / "photos" / "b.png"
+    for kind in (".png", ".jpg", ".tif", ".eps", ".ps"):
+        bad = (tmp_path / "bad").with_suffix(kind)
+        bad.write_bytes(EPS)
+        for picture, mask in ((bad, good), (good, bad)):
+            with pytest.raises(ValueError, match=r"bad\..* in none of the formats .*BMP, .*PNG"):
+                inpaint_files(inpainter, picture, mask, tmp_path / "out.png")
+    assert not ghostscript.exists()
+
+
+def test_content_of_lsun_starts_no_program(tmp_path, ghostscript):
+    stream = io.BytesIO()
+    noise(8, 8).save(stream, "PNG")
+    database = tmp_path / "church_outdoor_val_lmdb"
+    database.mkdir()
+    with lmdb.open(str(database), map_size=2**24) as opened, opened.begin(write=True) as transaction:
+        for key, content in ((b"a", EPS), (b"b", stream.getvalue())):
+            transaction.put(key, content)
+    with pytest.warns(UserWarning, match="in none of the formats"):
+        pictures = PictureDataset(data.lsun_church(tmp_path, "val"), 8)
+    assert torch.equal(pictures[0], data.to_tensor(noise(8, 8)))
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_of_several_frames_none_is_chosen(tmp_path, kind):
+    noise(8, 8).save(tmp_path / "b.png")
+    noise(8, 8, 1).save(tmp_path / "a.png", kind, save_all=True, append_images=[noise(8, 8, 2)])
+    with pytest.warns(UserWarning, match=r"a\.png is left out.* it has 2 frames or pages"):
+        assert torch.equal(PictureDataset(data.folder(tmp_path), 8)[0], data.to_tensor(noise(8, 8)))
+    with pytest.raises(UnreadablePictureError, match=r"a\.png: it has 2 frames or pages"):
+        masks.load(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (np.float32([0, 255]), r"mode F must be in \[0, 1\], got 255"),
+        (np.float32([0, np.nan]), r"mode F must be in \[0, 1\], got nan"),
+        (np.float32([-0.5, 1]), r"mode F must be in \[0, 1\], got -0.5"),
+        (np.float32([1 + 2e-7, 1]), r"mode F must be in \[0, 1\], got 1.00000024"),
+        (np.int32([0, 255]), r"mode I must be in \[0, 65535\], where 65535 is white, the largest is 255"),
+        (np.int32([0, 65536]), r"mode I must be in \[0, 65535\], got 65536"),
+        (np.int32([-1, 5]), r"mode I must be in \[0, 65535\], got -1"),
+    ],
+)
+def test_other_ranges_become_neither_white_nor_black(tmp_path, values, match):
+    """In data sets they are left out, and filled as little as those of a folder."""
+    Image.fromarray(np.resize(values, (20, 30))).save(tmp_path / "a.tiff")
+    noise().save(tmp_path / "b.tiff")
+    with pytest.warns(UserWarning, match=r"a\.tiff is left out.*" + match):
+        assert torch.equal(PictureDataset(data.folder(tmp_path), (20, 30))[0], data.to_tensor(noise()))
+    mask = Image.new("L", (30, 20), 255)
+    mask.paste(0, (5, 5, 9, 9))
+    mask.save(tmp_path / "mask.gif")
+    with pytest.warns(UserWarning, match=r"left out: .*a\.tiff.*" + match):
+        done = inpaint_files(
+            Inpainter(make_net(), device="cpu"), tmp_path, tmp_path / "mask.gif", tmp_path.parent / "filled"
+        )
+    assert [file.name for file in done.left_out] == ["a.tiff"]
 
 
 def test_links_that_go_round(photos):
@@ -239,6 +315,23 @@ def test_links_that_go_round(photos):
         (photos / "below" / f"up{i}").symlink_to(photos, target_is_directory=True)
     found = data.folder(photos)
     assert [found.name(i) for i in range(len(found))] == names
+
+
+def test_links_out_of_a_folder_and_back(photos, tmp_path):
+    """By them the pictures to validate on, and results, would be among those of the folder."""
+    (tmp_path / "val").mkdir()
+    noise().save(tmp_path / "val" / "v.png")
+    before = len(data.folder(photos))
+    (photos / "sub" / "out").symlink_to(tmp_path, target_is_directory=True)
+    (photos / "further").symlink_to(tmp_path.parent, target_is_directory=True)
+    (photos / "itself").symlink_to("itself", target_is_directory=True)
+    (photos / "nowhere").symlink_to("nothing", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "round").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert len(data.folder(photos)) == before
+    (tmp_path / "entry").symlink_to(photos, target_is_directory=True)
+    assert len(data.folder(tmp_path / "entry")) == before
 
 
 def test_a_link_to_another_folder_is_followed(photos, tmp_path):
@@ -261,3 +354,25 @@ def test_a_folder_that_cannot_be_read(photos, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(OSError, match=r"the folder .*closed cannot be read: Permission denied"):
         data.folder(photos)
+
+
+def test_a_link_to_what_cannot_be_read(photos, monkeypatch):
+    (photos / "closed").symlink_to(photos / "sub")
+    stat = os.stat
+
+    def refuse(path, **options):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(OSError, match=r"data\.folder: the folder .*closed cannot be read: Permission denied"):
+        data.folder(photos)
+
+
+@pytest.mark.parametrize("find", [data.folder, MaskFolder])
+def test_an_empty_path_is_not_the_working_folder(photos, monkeypatch, find):
+    monkeypatch.chdir(photos)
+    with pytest.raises(ValueError, match="the folder of pictures must be a path, got an empty one"):
+        find("")
+    assert len(find(".")) == 5

@@ -36,6 +36,7 @@ def server(inpainter):
 
 
 PICTURE, MASK = content_of(Image.fromarray(PIXELS)), content_of(Image.fromarray(VALID))
+TOO_BRIGHT = content_of(Image.fromarray(np.where(VALID, 255, 0).astype(np.float32)), "TIFF")
 
 
 class TestFills:
@@ -108,6 +109,7 @@ class TestRefuses:
                 "cannot read picture the picture: it is empty or in",
             ),
             ({"image": PICTURE, "mask": b""}, 415, "cannot read picture the mask"),
+            ({"image": PICTURE, "mask": TOO_BRIGHT}, 415, "the mask: the values of a picture of mode F must"),
             ({"image": content_of(Image.new("CMYK", (30, 21)), "TIFF"), "mask": MASK}, 415, "no place for a"),
             (
                 {"image": content_of(Image.new("1", (300, 300))), "mask": MASK},

@@ -46,7 +46,7 @@ def test_folder_errors(tmp_path, photos):
         data.folder(photos / "notes.txt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").write_text("")
-    with pytest.raises(ValueError, match=r"has no pictures \(1 other files\), expected some of \.bmp"):
+    with pytest.raises(ValueError, match=r"has no pictures \(1 other files\), expected some of \.avif \.bmp"):
         data.folder(tmp_path / "empty")
 
 

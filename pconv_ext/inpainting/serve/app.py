@@ -68,7 +68,7 @@ def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) 
 
     def _fill(image: bytes, mask: bytes, tell: Callable[[int, int], None]) -> bytes:
         original = ImageOps.exif_transpose(_read(image, "the picture", limits, _picture_files.check_whole))
-        grey = _pictures.lightness(_read(mask, "the mask", limits))
+        grey = _lightness(_read(mask, "the mask", limits))
         if grey.size != original.size:
             sizes = ["x".join(map(str, one.size)) for one in (grey, original)]
             raise HTTPException(422, f"the mask is {sizes[0]}, the picture {sizes[1]}")
@@ -127,6 +127,13 @@ def _read(content: bytes, name: str, limits: Limits, check: Any = lambda picture
         if isinstance(error.__cause__, _TooLargeError):
             raise HTTPException(413, str(error.__cause__)) from error
         raise HTTPException(415, str(error)) from error
+
+
+def _lightness(mask: Any) -> Any:
+    try:
+        return _pictures.lightness(mask)
+    except ValueError as error:
+        raise HTTPException(415, f"the mask: {error}") from error
 
 
 class _TooLargeError(ValueError):
