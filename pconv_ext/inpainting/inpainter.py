@@ -142,7 +142,8 @@ class Inpainter:
             large: what is done with pictures more than twice as large as those of training, ``net.config``'s
                 size: "crop": holes are cut out with their surroundings and, where they are wide, filled in a
                 smaller copy, see `pconv_ext.large`; "resize": the whole picture is; "whole": nothing, which
-                takes time and memory for every pixel and fills wide holes badly.
+                takes time and memory for every pixel and fills wide holes badly. But with "whole", what is
+                beyond the network's reach is filled from what the network has filled.
             raw: return the network's output everywhere, not only in holes; of the whole picture at once.
 
         Returns:
@@ -154,8 +155,9 @@ class Inpainter:
 
         Warns:
             UserWarning: holes cover more than half of the picture, as an inverted mask's do; there are none;
-                the mask is a picture of another aspect ratio; the midst of a hole is beyond the network's
-                reach and filled smoothly from its surroundings.
+                the mask is a picture of another aspect ratio; with "whole" or `raw`, the midst of a hole is
+                beyond the network's reach and filled smoothly from its surroundings, as everything is where
+                nothing is known.
 
         Raises:
             TypeError: an image or mask of another type or dtype, no mask where nothing can be NaN.
@@ -202,6 +204,13 @@ class Inpainter:
         holes = masks.hole_ratio(valid)
         if holes == 0:
             warnings.warn(f"{user}: there are no holes, nothing to fill", stacklevel=3)
+        elif holes == 1 and mask is not None:
+            warnings.warn(
+                f"{user}: holes cover all of the picture; in a mask that is a picture, values above "
+                f"{options.threshold} are {'holes' if options.invert_mask else 'valid'}, see threshold=, "
+                "--threshold",
+                stacklevel=3,
+            )
         elif holes > 0.5 and mask is not None:
             warnings.warn(
                 f"{user}: holes cover {holes:.1%} of the picture; if the mask means the opposite, use "
@@ -213,12 +222,13 @@ class Inpainter:
             known = known & canvas.opaque
         reach, size = _Reach(), self.net.config["size"]
         original = pixels.clone() if options.feather else pixels
-        if options.raw or options.large == "whole" or max(pixels.shape[2:]) <= _SMALL * size:
-            output = like(self._run(unit(pixels), known, reach), pixels)
+        again = options.large != "whole" and not options.raw
+        if not again or max(pixels.shape[2:]) <= _SMALL * size:
+            output = like(self._run(unit(pixels), known, reach, again=again, hole=~valid), pixels)
             result = output if options.raw else composite(output, pixels, valid)
         else:
             result = pixels.clone() if isinstance(image, Tensor) or mask is None else pixels
-            fill = partial(self._run, reach=reach)
+            fill = partial(self._run, reach=reach, again=True)
             planes = (part.expand(len(pixels), -1, -1, -1).split(1) for part in (valid, known))
             for one, its_valid, its_known in zip(result.split(1), *planes, strict=True):
                 if options.large == "crop":
@@ -243,22 +253,36 @@ class Inpainter:
             result = torch.where(kept, given, result)
         return _like(image, result)
 
-    def _run(self, image: Tensor, valid: Tensor, reach: _Reach) -> Tensor:
-        """The network's output, in [0, 1], for a float32 image on any device; what it misses is smooth."""
-        x, mask = image.to(self.device), valid.to(self.device)
+    def _run(
+        self, image: Tensor, known: Tensor, reach: _Reach, *, again: bool, hole: Tensor | None = None
+    ) -> Tensor:
+        """The network's output, in [0, 1], for a float32 image on any device; what it misses is smooth.
+
+        `again`: what it misses it fills from what it has filled, as long as that reaches further. `hole` is
+        what is to be filled of that which is not `known`, by default all.
+        """
+        x, mask, ranges = image.to(self.device), known.to(self.device), self.net.config["ranges"]
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             output, reached = self.net.reach(x, mask)
             missed = (reached == 0) & ~mask
+            further = again
+            while further and missed.any():
+                begun = torch.where(mask, x, bounded(output, x, mask, ranges))
+                more, reached = self.net.reach(begun, ~missed)
+                output = torch.where(missed, more, output)
+                further = bool((missed & (reached != 0)).any())
+                missed &= reached == 0
             if missed.any():
                 output = torch.where(missed, smooth_fill(x, mask), output)
             if not output.isfinite().all():
                 raise ValueError(
                     "Inpainter: the network must return finite values, it is damaged or diverged"
                 )
-        reach.holes += int((~mask).sum())
-        reach.missed += int(missed.sum())
+        hole = ~mask if hole is None else hole.to(self.device)
+        reach.holes += int(hole.sum())
+        reach.missed += int((missed & hole).sum())
         # Outside of inference mode, for later gradients.
-        return bounded(output, x, mask, self.net.config["ranges"]).to(image.device)
+        return bounded(output, x, mask, ranges).to(image.device)
 
 
 def _feathered(result: Tensor, original: Tensor, hole: Tensor, reach: int) -> Tensor:
@@ -332,7 +356,7 @@ def _valid(user: str, mask: Any, pixels: Tensor, threshold: int) -> Tensor:
     """`mask` as bool [N or 1, 1, H, W] on the device of `pixels`, True = valid."""
     n, _, h, w = pixels.shape
     if _is_pil(user, "mask", mask):
-        picture = _pictures.lightness(mask)
+        picture = _pictures.about_file(f"{user}: the mask", _pictures.lightness, mask)
         width, height = picture.size
         if abs(width * h - height * w) > max(width + height, w + h):  # more than a pixel of rounding makes
             warnings.warn(

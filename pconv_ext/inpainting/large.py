@@ -97,8 +97,12 @@ def fill_crops(
             chosen = ~valid[part.places]
             if not chosen.any():
                 continue
-            around = part.with_context(math.ceil(scale * size / 4), math.ceil(scale * size), _size(valid))
-            filled = _fill_scaled(fill, unit(pixels[around.places]), known[around.places], scale)
+            its_scale, full = scale, _size(valid)
+            around = part.with_context(math.ceil(scale * size / 4), math.ceil(scale * size), full)
+            while around.size != full and not known[around.places].any():  # in a wide gap
+                its_scale *= 2
+                around = part.with_context(0, math.ceil(its_scale * size), full)
+            filled = _fill_scaled(fill, unit(pixels[around.places]), known[around.places], its_scale)
             inside = like(filled[part.within(around).places], pixels)
             pixels[part.places] = torch.where(chosen, inside, pixels[part.places])
             known[part.places] |= chosen  # for the part beside it, so that no seam shows

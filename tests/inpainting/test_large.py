@@ -1,11 +1,14 @@
 """Large pictures: holes are found, cut out, filled at the scale of training and put back where they were."""
 
+import subprocess
+import sys
 import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pconv_ext
 from pconv_ext import InpaintingNet
@@ -153,6 +156,81 @@ def test_pixels_beyond_reach_are_filled_and_told(residual):
         inpainter(image, valid, large="resize")
     with pytest.raises(ValueError, match="large must be one of 'crop', 'resize', 'whole', got 'tile'"):
         inpainter(image, valid, large="tile")
+
+
+def flat_net(depth, size=256):
+    """Fills with 0.25 what it reaches, and with 0 what it does not."""
+    net = InpaintingNet(width=2, msfef_stages=1, depth=depth, size=size).eval()
+    net.decoder[-1].conv.weight.data.zero_()
+    net.decoder[-1].conv.bias.data.fill_(0.25)
+    return net
+
+
+REACHED = {
+    **{f"{side} in 1200x1600": (1200, 1600, (150, 300, side, side)) for side in (300, 400, 600, 900)},
+    "a band": (1200, 1600, (100, 0, 1000, 1600)),
+    "half": (1200, 1600, (0, 800, 1200, 800)),
+    "all but a column": (1200, 1600, (0, 1, 1200, 1599)),
+    "a small picture": (512, 512, (5, 5, 490, 490)),
+    "a panorama": (100, 4000, (0, 200, 100, 3600)),
+    "a slit": (3000, 30, (20, 0, 2960, 30)),
+}
+
+
+@pytest.mark.parametrize("depth", [6, 8])
+@pytest.mark.parametrize("case", REACHED)
+@pytest.mark.filterwarnings("error", "ignore:.*holes cover")
+def test_nothing_is_beyond_reach(case, depth):
+    height, width, box = REACHED[case]
+    valid = holes(height, width, box)[0]
+    filled = Inpainter(flat_net(depth))(torch.full((3, height, width), 0.75), valid)
+    torch.testing.assert_close(filled[:, ~valid[0]], torch.tensor(0.25).expand(3, int((~valid).sum())))
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*holes cover")
+def test_nothing_is_beyond_reach_in_transparent_parts():
+    """Which tell no more than holes do: what is seen may be far away, and what is there is not counted."""
+    inpainter, valid = Inpainter(flat_net(6)), holes(1200, 1600, (500, 700, 60, 60))[0, 0]
+    alpha = np.full((1200, 1600), 255, np.uint8)
+    alpha[100:1100, 200:1500] = 0
+    picture = Image.fromarray(np.dstack([np.full((1200, 1600, 3), 190, np.uint8), alpha]))
+    assert (np.array(inpainter(picture, valid.numpy()))[~valid, :3] == 64).all()
+    beside = holes(1200, 1600, (40, 40, 30, 30))[0, 0]
+    assert (np.array(inpainter(picture, beside.numpy(), large="whole"))[~beside, :3] == 64).all()
+
+
+def test_where_nothing_is_known():
+    for size in (100, 1000):
+        with pytest.warns(UserWarning, match=r"100\.0% of the hole pixels are beyond the network's reach"):
+            filled = Inpainter(flat_net(6))(torch.rand(3, size, size), torch.zeros(size, size))
+        torch.testing.assert_close(filled, torch.full((3, size, size), 0.5))
+
+
+def test_time_and_memory_follow_the_holes(tmp_path):
+    """Of a picture of 24 megapixels only what is around the hole is computed with; and it shows progress."""
+    width, height = 6000, 4000
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(tmp_path / "a.jpg")
+    mask = Image.new("L", (width, height), 255)
+    mask.paste(0, (3000, 2000, 3032, 2032))
+    mask.save(tmp_path / "mask.png")
+    code = """
+import resource, sys
+from pconv_ext import Inpainter, InpaintingNet
+from pconv_ext.batch import inpaint_files
+inpainter = Inpainter(InpaintingNet(width=4, msfef_stages=1, depth=6).eval(), device="cpu")
+whole, seen, heard = inpainter.net.reach, [], []
+inpainter.net.reach = lambda x, mask: (seen.append(x.shape[2] * x.shape[3]), whole(x, mask))[1]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+inpaint_files(inpainter, "a.jpg", "mask.png", "b.jpg", progress=lambda *step: heard.append(step))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, sum(seen), heard)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    memory, seen, heard = done.stdout.split(maxsplit=2)
+    assert heard == "[(1, 1)]\n"
+    assert int(seen) <= 256 * 256
+    assert int(memory) * 1024 < 30 * width * height  # before, 290: features of every pixel
 
 
 def test_small_pictures_are_filled_as_they_are():

@@ -4,9 +4,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from support.inpainters import make_net
+from support.pictures import noise
 
-from pconv_ext import masks
+from pconv_ext import Inpainter, data, masks
+from pconv_ext.batch import inpaint_files
+from pconv_ext.inpainter import FillOptions
 
 
 def ratio_of(mask):
@@ -187,3 +191,122 @@ def test_mask_pictures(tmp_path):
         folder[3]
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         masks.MaskFolder(tmp_path / "nowhere")
+
+
+VALID = np.ones((12, 16), bool)
+VALID[3:7, 5:11] = False
+NOISE = np.random.default_rng(0).integers(0, 256, (*VALID.shape, 3), np.uint8)
+
+
+def through(tmp_path, picture, name="mask.png", **options):
+    """What `masks.load` and a folder of masks make of a picture that is saved."""
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    file = tmp_path / "masks" / name
+    picture.save(file, **options)
+    loaded = masks.load(file)
+    assert torch.equal(masks.MaskFolder(tmp_path / "masks")[0], loaded)
+    assert torch.equal(masks.load(file, holes="white"), 1 - loaded)
+    file.unlink()
+    return loaded[0].bool().numpy()
+
+
+def with_alpha(colours, alpha):
+    return Image.fromarray(np.dstack([colours, np.asarray(alpha, np.uint8)]))
+
+
+@pytest.mark.parametrize("faint", [0, 40])
+@pytest.mark.parametrize(("name", "options"), [("m.png", {}), ("m.tif", {}), ("m.webp", {"lossless": True})])
+def test_transparent_parts_are_holes_whatever_the_colours(tmp_path, name, options, faint):
+    alpha = np.where(VALID, 255, faint)
+    for colours in (NOISE, NOISE * 0, NOISE * 0 + 255, np.where(VALID[..., None], np.uint8(0), NOISE)):
+        picture = with_alpha(colours, alpha)
+        assert (through(tmp_path, picture, name, **options) == VALID).all()
+        if not name.endswith("webp"):
+            assert (through(tmp_path, picture.convert("LA"), name) == VALID).all()
+
+
+def test_transparent_parts_of_palettes_and_of_one_colour(tmp_path):
+    indices = Image.fromarray(VALID.astype(np.uint8), "P")
+    indices.putpalette([255, 255, 255, 0, 0, 0])
+    for name in ("m.png", "m.gif"):
+        assert (through(tmp_path, indices, name, transparency=0) == VALID).all()
+    grey = Image.fromarray(np.where(VALID, 10, 200).astype(np.uint8))
+    assert (through(tmp_path, grey, transparency=200) == VALID).all()
+    black = Image.fromarray(np.where(VALID[..., None], 10, 200).astype(np.uint8).repeat(3, 2))
+    assert (through(tmp_path, black, transparency=(200, 200, 200)) == VALID).all()
+
+
+@pytest.mark.parametrize("alpha", [255, 254, 0])
+def test_where_nothing_or_all_is_transparent_colours_count(tmp_path, alpha):
+    colours = np.where(VALID[..., None], 255, 0).repeat(3, 2).astype(np.uint8)
+    soft = np.full(VALID.shape, alpha, np.uint8)
+    soft[0, 0] = min(255, alpha + (alpha > 0))  # no part of it is rather transparent
+    assert (through(tmp_path, with_alpha(colours, soft)) == VALID).all()
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.bmp", "m.tif", "m.webp", "m.jp2"])
+def test_of_zeros_and_ones_ones_are_valid(tmp_path, name):
+    options = {"lossless": True} if name == "m.webp" else {}
+    ones = VALID.astype(np.uint8)
+    for values in (ones, ones[..., None].repeat(3, 2)):
+        assert (through(tmp_path, Image.fromarray(values), name, **options) == VALID).all()
+    every = Image.fromarray(ones * 0 + 1)
+    assert through(tmp_path, every, name, **options).all()  # of a set of such masks
+    assert not through(tmp_path, Image.fromarray(ones * 0), name, **options).any()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("full", [1, 255, 65535])
+def test_more_bits(tmp_path, kind, full):
+    """Whatever is white: files of 16 and 32 bits hold masks of 0 and 1, or 255, as often."""
+    values = (VALID * full).astype(kind)
+    if kind == np.float32 and full > 1:
+        with pytest.raises(ValueError, match=rf"mode F must be in \[0, 1\], got {full}"):
+            masks.load(Image.fromarray(values))
+        return
+    assert (through(tmp_path, Image.fromarray(values), "m.tif") == VALID).all()
+
+
+def test_zeros_and_ones_in_a_data_set(tmp_path):
+    noise(12, 16).save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(VALID.astype(np.uint8)).save(tmp_path / "masks" / "m.png")
+    pictures = data.PictureDataset(data.folder(tmp_path), (12, 16))
+    pairs = data.InpaintingDataset(pictures, masks.MaskFolder(tmp_path / "masks"))
+    assert (pairs[0][1][0].numpy() == VALID).all()
+
+
+def test_all_hole_is_told_with_what_can_help(tmp_path):
+    """Values of 0 and 100, say: the opposite of the mask would be all hole too."""
+    inpainter, dark = Inpainter(make_net(), device="cpu"), Image.fromarray((VALID * 100).astype(np.uint8))
+    with pytest.warns(UserWarning, match="holes cover all of the picture; .* above 127 are valid.* --thres"):
+        inpainter(NOISE, dark)
+    filled = inpainter(NOISE, dark, threshold=0)
+    assert (filled[VALID] == NOISE[VALID]).all()
+
+
+def test_blurred_masks_leave_no_rim(tmp_path):
+    """With a threshold near white, or grown, holes have all that was covered at all."""
+    sharp = np.full((60, 60), 255, np.uint8)
+    sharp[20:40, 20:40] = 0
+    mask = Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(3))
+    covered = np.array(mask) < 255
+    assert covered.sum() > 1.5 * (sharp == 0).sum()
+    mask.save(tmp_path / "mask.png")
+    picture = np.zeros((60, 60, 3), np.uint8)
+    picture[covered] = 255, 0, 0
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    net = make_net()
+    net.decoder[-1].conv.weight.data.zero_()  # it fills with grey
+    inpainter = Inpainter(net, device="cpu")
+    for options, rim in (
+        (FillOptions(), True),
+        (FillOptions(threshold=254), False),
+        (FillOptions(dilate=9), False),
+        (FillOptions(threshold=254, feather=2), False),
+    ):
+        inpaint_files(inpainter, tmp_path / "a.png", tmp_path / "mask.png", tmp_path / "b.png", options)
+        filled = np.array(Image.open(tmp_path / "b.png"))
+        assert (filled[covered] == (255, 0, 0)).all(1).any() == rim
+        if not options.dilate:
+            assert (filled[~covered] == 0).all()
