@@ -23,7 +23,10 @@ def write_atomically(file: str | os.PathLike[str], content: bytes) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     target = Path(os.path.realpath(file))  # a link stays one
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {target}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)

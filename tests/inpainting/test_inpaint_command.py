@@ -132,8 +132,11 @@ def test_folders_with_unreadable_pictures(files, capsys):
         (change(FILE, 5, "@photos"), "output must be a file, .*got the folder"),
         (("@text", *FILE[1:5], "@out.txt"), "output must have the extension .*out.txt"),  # found first
         (change(FILE, 5, "@a.png/out.png"), "the folder of output must be a folder, .*a.png is a file"),
-        (change(FILE, 0, ""), "IMAGE must be a path, got an empty one"),
-        (change(FILE, 5, ""), "--output must be a path, got an empty one"),
+        (change(FILE, 0, ""), "an argument must not be empty"),
+        (change(FILE, 1, ""), "an argument must not be empty"),
+        (change(FILE, 5, ""), "-o must not be empty"),
+        ((*FILE, "--output="), "--output must not be empty"),
+        (change(FILE, 3, ""), "-c must not be empty"),
         ((*FILE, "--threshold=256"), r"threshold must be an int in \[0, 256\), got 256"),
         ((*FILE, "--large=tile"), "--large must be one of 'crop', 'resize', 'whole', got 'tile'"),
         (change(FILE, 5, "@a.png"), "output must be apart from the image"),
@@ -174,8 +177,71 @@ def test_process(net, files):
     helped = call([*program, "--help"])
     text = re.sub(r"[\s│|]+", " ", helped.stdout)
     assert helped.returncode == 0, helped.stderr
-    for words in ("white (1) = valid", "black (0) or transparent = hole", "--invert-mask", "--checkpoint"):
+    for words in (
+        *("white (1) = valid", "black (0) or transparent = hole", "--invert-mask", "--checkpoint"),
+        *("Valid pixels are kept", "bit for bit, but that a JPEG is compressed again", "so is an AVIF"),
+    ):
         assert words in text
     done = call([*program, *(argument.removeprefix("@") for argument in FILE)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "out.png\n", "")
     assert_array_equal(read(files / "out.png"), expected(net, PIXELS))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate", "serve"])
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, capsys, command):
+    """As of a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["", "-o", "out"], ["-o", ""], ["--masks", "", "-o", "out", "in"]):
+        with pytest.raises(SystemExit) as caught:
+            run([command, *arguments])
+        assert caught.value.code == 1
+        err = capsys.readouterr().err
+        assert re.fullmatch(rf"pconv-ext: {command}: (an argument|-o|--masks) must not be empty\n", err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_an_empty_path_in_python(net, files, monkeypatch, place):
+    monkeypatch.chdir(files)
+    paths = ["photos", "masks", "out"]
+    paths[place] = ""
+    with pytest.raises(ValueError, match=r"inpaint: (image|mask|output) must be a path, got an empty one"):
+        inpaint_files(Inpainter(net), *paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("ö.png", "ascii:strict"), ("\udcff.png", "utf-8:strict"), ("→.png", "latin-1")]
+)
+def test_names_that_an_encoding_lacks(net, files, name, encoding):
+    """What is written is no failure, whether or not its name can be printed."""
+    program = (sys.executable, "-m", "pconv_ext", "inpaint", *(one.removeprefix("@") for one in FILE))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(change(program, 9, name), cwd=files, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert_array_equal(read(files / name), expected(net, PIXELS))
+
+
+def test_links(net, files, capsys):
+    """What they lead to is written, if it can be."""
+    for target, code in (("there.png", 0), ("sub/there.png", 1)):
+        (files / "link.png").symlink_to(target)
+        assert command(files, *change(FILE, 5, "@link.png")) == code
+        assert (files / "link.png").is_symlink()
+        assert (files / target).exists() == (code == 0)
+        (files / "link.png").unlink()
+    err = capsys.readouterr().err
+    assert err == f"pconv-ext: cannot write {files / 'sub/there.png'}: No such file or directory\n"
+
+
+def test_what_files_tell_is_printed_without_its_escapes(files, capsys):
+    """Of their names and their contents."""
+    weights = {"weight": torch.ones(3)}
+    told = '{"format": "\\u001b[31m\\u0007", "net": {}, "training": {}}'
+    save_file(weights, files / "\x1b[31m.safetensors", {"pconv_ext": told, "\x1b[31m": "\x1b[31m"})
+    (files / "\x1b]0;.png").write_bytes(b"\x1b[31m")
+    for arguments in (change(FILE, 3, "@\x1b[31m.safetensors"), change(FILE, 0, "@\x1b]0;.png")):
+        assert command(files, *arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(line.isprintable() for line in err.splitlines())
+    assert err.count("\\x1b") >= 2

@@ -45,7 +45,14 @@ def options(
 
 
 class _Command(TyperCommand):
-    """A command whose errors name its options."""
+    """A command whose errors name its options, and to which an empty path is not the working folder."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        for before, one in zip(("", *args), args, strict=False):
+            if not one or (one.startswith("--") and one.endswith("=")):
+                name = one.removesuffix("=") or (before if before.startswith("-") else "an argument")
+                raise ValueError(f"{self.name}: {name} must not be empty")
+        return super().parse_args(context, args)
 
     def invoke(self, context: Any) -> Any:
         options = {one.name: max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")}

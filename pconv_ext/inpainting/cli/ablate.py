@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .. import tables
+from .._arguments import printable
 from ..ablation import CONFIGURATIONS
 from ..ablation import ablate as study
 from . import metric, options
@@ -53,11 +54,11 @@ def ablate(
         device=device,
         workers=workers,
         backend=backend,
-        announce=lambda line: typer.echo(line, err=True),
+        announce=lambda line: typer.echo(printable(line), err=True),
     )
     if reports is None:
-        typer.echo(f"stopped; the same command goes on from the checkpoints in {output}", err=True)
+        typer.echo(f"stopped; the same command goes on from the checkpoints in {printable(output)}", err=True)
         raise typer.Exit(130)
     if reports:
         Console().print(tables.ablation_screen(reports))
-        typer.echo(f"written to {output}")
+        typer.echo(f"written to {printable(output)}")

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from .. import tables
-from .._arguments import about, choice, integer
+from .._arguments import about, choice, integer, printable
 from .._device import find_device
 from .._files import check_folder, write_atomically
 from .._random import SEED_LIMIT
@@ -198,7 +198,7 @@ def evaluate(
     else:
         tables.write_report(reports[_NETWORK], output)
         Console().print(tables.report_screen(reports[_NETWORK]))
-    print(f"written to {output}")
+    print(f"written to {printable(output)}")
 
 
 def _progress(bar: Progress, name: str) -> Callable[[int, int], None]:

@@ -100,9 +100,6 @@ def inpaint(
     The exit code is 3 where pictures of a folder were left out.
     """
     options = FillOptions(invert_mask, threshold, dilate, feather, large, raw)
-    for name, value in (("IMAGE", image), ("MASK", mask), ("--output", output)):
-        if value == "":
-            raise ValueError(f"inpaint: {name} must be a path, got an empty one")
     inpainter = Inpainter(checkpoint, device)
     rasters = inpainter.net.config["ranges"] is not None
     if not rasters and (mask is None or variables is not None):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._arguments import printable
 from . import options
 
 
@@ -33,5 +34,5 @@ def train(
 
     chosen = options.given({"data": data, **settings})
     if not run(chosen, output, resume=resume, device=device, workers=workers, backend=backend):
-        typer.echo(f"stopped; {output} holds a checkpoint, --resume goes on from it", err=True)
+        typer.echo(f"stopped; {printable(output)} holds a checkpoint, --resume goes on from it", err=True)
         raise typer.Exit(130)
