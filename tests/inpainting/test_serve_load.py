@@ -14,11 +14,11 @@ from support.servers import ask, content_of, form
 
 import pconv_ext
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-VALID = np.ones((90, 120), bool)
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+VALID = np.ones((300, 400), bool)
 VALID[30:50, 40:60] = False
 BODY = form(image=content_of(Image.fromarray(PIXELS)), mask=content_of(Image.fromarray(VALID)))
-GROWTH = 8  # MB
+GROWTH = 16  # MB; a picture left behind by each of 150 requests would be 50
 
 
 def until_filled(address):
