@@ -1,5 +1,6 @@
 """Colours, descriptions and places stay with a picture; files of which Pillow reads a part are refused."""
 
+import functools
 import io
 import struct
 import warnings
@@ -24,6 +25,7 @@ VALID = np.ones((H, W), bool)
 VALID[8:20, 10:30] = False
 
 
+@functools.cache  # it has the time in it
 def profile(space=b"RGB "):
     """sRGB's, with the primaries of display P3 (Apple's)."""
     content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
