@@ -27,7 +27,7 @@ class PartialConv2d(Prepackable, nn.Conv2d):
 
     Args:
         *args, **kwargs: those of ``torch.nn.Conv2d``; padding may be "same" or "valid", padding_mode only
-        "zeros".
+            "zeros".
         multi_channel: masks have one plane per channel, [N or 1, C_in, H, W] (a single plane, which then
             stands for all channels, is taken as well), and the updated mask is returned as [N, C_out, H',
             W'].

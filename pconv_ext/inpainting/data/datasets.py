@@ -188,7 +188,7 @@ class RasterDataset(PictureDataset):
         options: others of `PictureDataset`.
 
     Raises:
-        As `PictureDataset`.
+        TypeError, ValueError: as `PictureDataset`.
     """
 
     def __init__(
