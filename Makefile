@@ -23,7 +23,7 @@ NVCC_PINNED := nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==1
 SHARE = $$(git rev-list --count HEAD 2>/dev/null || echo 0)/8
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: test bench check check-all lint headers format typecheck dist deep deep-tests newest-triton as-gpu \
+.PHONY: test bench check check-all lint headers format typecheck docs dist release release-check deep deep-tests newest-triton as-gpu \
 	bench-check wheel-check clean FORCE
 
 test: $(VENV)/.pconv_ext
@@ -33,12 +33,13 @@ bench: $(VENV)/.pconv_ext
 	$(BIN)/pytest benchmarks --benchmark-only $(ARGS)
 
 # What a change must pass beside make test, and a user need not wait for.
-check: lint typecheck dist deep
+check: lint typecheck docs dist deep
 
 check-all:
 	$(MAKE) check SHARE=0/1
 
 lint: $(VENV)/.dev headers
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/support/*.cpp
@@ -59,6 +60,10 @@ format: $(VENV)/.dev
 typecheck: $(VENV)/.dev
 	$(BIN)/mypy
 
+# The site, in build/site: README, docs/ and the docstrings. Strict: a link to what is not there is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 # The wheel is built from the sdist, so an sdist that lacks a file fails here. pip builds it, because pip's isolated
 # build finds the torch of this environment, where `python -m build` would download another; without its cache, because
 # that knows an sdist by its name and returns the wheel of an earlier one.
@@ -73,6 +78,24 @@ dist: $(VENV)/.dev $(COMPILERS)/.ready
 
 $(COMPILERS)/wheel/.ready: $(SOURCES)
 	$(MAKE) dist
+
+# What is published, in dist/release: the sdist, and the wheel with the tag of the oldest C library that it runs with.
+release: dist
+	rm -rf dist/release
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/release.py
+
+# Installed where nothing else is, and through the tests there: downloads several GB.
+release-check: release
+	rm -rf build/release-check
+	$(PYTHON) -m venv build/release-check
+	build/release-check/bin/pip install "$(TORCH)"
+	start=$$(date +%s%N); build/release-check/bin/pip install --no-deps dist/release/*.whl; \
+		echo "release-check: installed in $$(( ($$(date +%s%N) - start) / 1000000 )) ms beside torch"
+	build/release-check/bin/pip install "$$(echo dist/release/*.whl)[test]" "torch==$$( \
+		build/release-check/bin/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
+	build/release-check/bin/python -m pconv_ext doctor
+	build/release-check/bin/pytest $(ARGS)
+	rm -rf build/release-check
 
 deep: deep-tests newest-triton as-gpu bench-check
 deep-tests newest-triton as-gpu: export OMP_NUM_THREADS = 1

@@ -63,9 +63,12 @@ def check_sdist(path: Path) -> list[str]:
         "LICENSE",
         "Makefile",
         ".clang-format",
+        ".pre-commit-config.yaml",
+        "mkdocs.yml",
     }
-    expected |= {"CHANGELOG.md", "CONTRIBUTING.md", ".ci/run"}
-    for folder in ("buildtools", "csrc", "kernels", "pconv_ext", "tests", "benchmarks", "tools"):
+    expected |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".ci/run"}
+    packages = ("buildtools", "csrc", "kernels", "pconv_ext")
+    for folder in (*packages, "tests", "benchmarks", "tools", "docs", "examples", ".github"):
         expected |= tree(folder)
     return difference("the sdist", names - generated, expected)
 

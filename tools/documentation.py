@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 START = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/NOTES.md", "examples/README.md")
 SHOWN_BY_BROWSERS = (".json", ".png", ".svg")  # other files become pages
 
-_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"(^```.*?^```$|(?<!\$)`[^`\n]+`(?!\$))", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 _EQUATION = re.compile(r"\$`(.+?)`\$")
 
@@ -39,7 +39,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(_file(path, config))
         if path.endswith(".md"):
             text = (ROOT / path).read_text(encoding="utf-8")
-            todo += [_target(path, found) for found in _LINK.findall(_FENCE.sub("", text))]
+            todo += [_target(path, found) for found in _LINK.findall(_CODE.sub("", text))]
     return files
 
 
@@ -51,10 +51,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def link(found: re.Match[str]) -> str:
         return "](" + os.path.relpath(_place(_target(path, found[1])), Path(place).parent)
 
-    parts = _FENCE.split(markdown)
+    parts = _CODE.split(markdown)
     for i, part in enumerate(parts):
         if i % 2 == 0:
-            parts[i] = _EQUATION.sub(lambda found: convert(found[1]), _LINK.sub(link, part))
+            parts[i] = _EQUATION.sub(lambda found: f"<span>{convert(found[1])}</span>", _LINK.sub(link, part))
         elif part.startswith("```math\n"):
             equation = convert(part.removeprefix("```math").removesuffix("```"), display="block")
             parts[i] = f'<div class="equation">{equation}</div>'

@@ -51,7 +51,7 @@ def test_nor_do_its_plots(tmp_path):
 
 
 def test_no_such_figures_stand_in_the_documentation():
-    for file in ("README.md", "CONTRIBUTING.md", "benchmarks/NOTES.md"):
+    for file in DOCUMENTS:
         text = (ROOT / file).read_text()
         assert "-dirty" not in text, file
         assert not re.search("@[A-Z]+@", text), f"{file} has a blank"

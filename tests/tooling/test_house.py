@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("pconv_ext", "kernels", "csrc", "benchmarks", "buildtools", "tests", "tools")
+FOLDERS = ("pconv_ext", "kernels", "csrc", "benchmarks", "buildtools", "tests", "tools", "examples")
 SOURCES = (".py", ".h", ".cpp", ".cu", ".sh")
 
 
