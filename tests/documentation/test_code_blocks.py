@@ -91,7 +91,7 @@ def test_blocks(document, place, capsys):
             assert results.failed == 0, capsys.readouterr().out
         else:
             assert block.language == "", where
-            for line in filter(None, block.code.splitlines()):
+            for line in filter(None, block.code.replace("\\\n", " ").splitlines()):
                 commands.check(line)
                 if document == GETTING_STARTED and line.startswith("pconv-ext "):
                     run_command(line, capsys)

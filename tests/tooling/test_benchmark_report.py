@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.documents import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = "<!-- benchmarks -->\nold\n<!-- benchmarks -->\n"
