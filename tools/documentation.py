@@ -7,6 +7,7 @@ page links to is on the site.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -98,8 +99,32 @@ def _cell(cell: dict[str, Any]) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """A literal block of docstrings begins after "::", one of Markdown after a line of its own."""
+    """Docstrings as Markdown, and signatures without what is for the commands alone."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"::$", ":", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = _one_name_each(re.sub(r"::$", ":", obj.docstring.value, flags=re.MULTILINE))
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        annotation = attr.annotation
+        if isinstance(annotation, griffe.ExprSubscript) and annotation.canonical_name == "Annotated":
+            attr.annotation = annotation.slice.elements[0]
+
+    def on_class_instance(self, *, cls: griffe.Class, **_: Any) -> None:
+        if cls.name == "TrainConfig":  # made of its settings when it is imported
+            from pconv_ext.training import TrainConfig
+
+            cls.docstring.value = _one_name_each(inspect.cleandoc(TrainConfig.__doc__))
+
+
+_SECTION = re.compile(r"^(Args|Attributes|Raises):\n((?:    .*\n|\n)+)", re.MULTILINE)
+_ITEM = re.compile(r"^    (\S+(?:, \S+)+): (.*\n(?:     +.*\n|\n)*)", re.MULTILINE)
+
+
+def _one_name_each(docstring: str) -> str:
+    """Of "height, width: ..." two items, as tables of types and defaults have them."""
+
+    def items(found: re.Match[str]) -> str:
+        return "".join(f"    {name}: {found[2]}" for name in found[1].split(", "))
+
+    return _SECTION.sub(lambda found: f"{found[1]}:\n{_ITEM.sub(items, found[2])}", f"{docstring}\n")
