@@ -39,7 +39,7 @@ check-all:
 	$(MAKE) check SHARE=0/1
 
 lint: $(VENV)/.dev headers
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/actionlint
+	$(BIN)/actionlint .github/workflows/*.yml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP) tests/support/*.cpp
