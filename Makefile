@@ -88,8 +88,8 @@ release: dist
 release-check: release
 	rm -rf build/release-check
 	$(PYTHON) -m venv build/release-check
-	build/release-check/bin/pip install "$(TORCH)"
-	start=$$(date +%s%N); build/release-check/bin/pip install --no-deps dist/release/*.whl; \
+	build/release-check/bin/pip install "$(TORCH)" numpy
+	start=$$(date +%s%N); build/release-check/bin/pip install dist/release/*.whl; \
 		echo "release-check: installed in $$(( ($$(date +%s%N) - start) / 1000000 )) ms beside torch"
 	build/release-check/bin/pip install "$$(echo dist/release/*.whl)[test]" "torch==$$( \
 		build/release-check/bin/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
