@@ -62,7 +62,7 @@ typecheck: $(VENV)/.dev
 
 # The site, in build/site: README, docs/ and the docstrings. Strict: a link to what is not there is an error.
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The wheel is built from the sdist, so an sdist that lacks a file fails here. pip builds it, because pip's isolated
 # build finds the torch of this environment, where `python -m build` would download another; without its cache, because
