@@ -1,0 +1,223 @@
+"""What "auto" knows of the backends on a device: the packaged rows of its kind, and what was measured here.
+
+`pconv-ext tune` writes a table for each GPU (or processor), driver, torch and version of this package, into
+the user's cache folder. It is read once for each process and device, by the first call there. A table that
+was measured elsewhere, or is damaged, is ignored, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _machine
+from . import measured
+from .measured import Row, Table
+
+VARIABLE = "PCONV_EXT_CACHE"
+SCHEMA = 1
+
+
+class Ban(NamedTuple):
+    """A backend that computed something wrong: "auto" does not take it for that operator and dtype."""
+
+    backend: str
+    operator: str
+    dtype: str  # float16 is not bfloat16 here
+    reason: str
+
+
+class Tuned(NamedTuple):
+    """What `pconv-ext tune` found on one device."""
+
+    machine: dict[str, str]  # `_machine.identity`
+    bans: list[Ban]
+    rows: list[Row]
+
+
+class Known(NamedTuple):
+    """What "auto" follows on a device."""
+
+    rows: tuple[Row, ...] = ()
+    table: Table = {}  # noqa: RUF012  (nobody writes to it)
+    bans: dict[tuple[str, str, str], str] = {}  # noqa: RUF012  (reason by backend, operator and dtype)
+
+
+class Unusable(ValueError):
+    """A table that is not to be used here; the message says why."""
+
+
+#: By `at`. A dictionary of the module, because torch.compile can trace what is read from one.
+KNOWN: dict[str, Known] = {"": Known()}
+_reading = threading.RLock()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def at(device_type: str, index: int | None) -> str:
+    """Where `KNOWN` has a device, which is read at the first question."""
+    if device_type not in ("cpu", "cuda"):
+        return ""
+    place = device_type if device_type == "cpu" else f"cuda:{index or 0}"
+    if place not in KNOWN:
+        with _reading:
+            if place not in KNOWN:
+                KNOWN[place] = _read_all(torch.device(place))
+    return place
+
+
+def of(device: torch.device) -> Known:
+    return KNOWN[at(device.type, device.index)]
+
+
+def forget(device: torch.device) -> None:
+    """Read the table of a device again, at its next call."""
+    with _reading:
+        KNOWN.pop(at(device.type, device.index), None)
+
+
+def add(place: str, one: Row) -> None:
+    """Let "auto" follow a row measured in this process, in place of an older one of the same call."""
+    with _reading:
+        rows = (*(old for old in KNOWN[place].rows if old.call != one.call), one)
+        KNOWN[place] = KNOWN[place]._replace(rows=rows, table=measured.table(rows))
+
+
+def _read_all(device: torch.device) -> Known:
+    """The packaged rows of its kind, and those from here, which replace all of their key."""
+    try:
+        machine = _machine.identity(device)
+    except (AssertionError, RuntimeError):  # a fake device, or a driver too old for this torch
+        return Known()
+    _, rows = measured.packaged()
+    rows = [one for one in rows if one.capability == machine["capability"]]
+    tuned, complaint = find(machine)
+    if complaint:
+        warnings.warn(f"pconv_ext: {complaint}", stacklevel=2)
+    if tuned is None:
+        return Known(tuple(rows), measured.table(rows))
+    here = {one[1:4] for one in tuned.rows}
+    rows = [*(one for one in rows if one[1:4] not in here), *tuned.rows]
+    return Known(tuple(rows), measured.table(rows), {ban[:3]: ban.reason for ban in tuned.bans})
+
+
+def find(machine: dict[str, str]) -> tuple[Tuned | None, str]:
+    """The table of a machine, if there is one; else what its user should know of those that are not used."""
+    remedy = "`pconv-ext tune` measures here"
+    try:
+        file = path_of(machine)
+        if file.is_file():
+            return read(file, machine), ""
+        others = [one for one in files() if one.name.startswith(_slug(machine["device"]) + "-")]
+    except Unusable as error:
+        return None, f"{file} is ignored: {error}; {remedy}"
+    except (OSError, RuntimeError) as error:  # no such folder may be read, nobody's home is known
+        return None, f"tables of tune cannot be read: {error}"
+    if not others:
+        return None, ""
+    return None, f"{others[0]} is ignored: {survey(others[0], machine)}; {remedy}"
+
+
+def survey(file: Path, machine: dict[str, str]) -> str:
+    """Why a file is not the table of a machine; "" if it is."""
+    try:
+        read(file, machine)
+    except (OSError, Unusable) as error:
+        return str(error)
+    return "" if file == path_of(machine) else f"it has another name than {path_of(machine).name}"
+
+
+def folder() -> Path:
+    """$PCONV_EXT_CACHE, else pconv_ext in $XDG_CACHE_HOME, else in ~/.cache."""
+    own, common = (os.environ.get(name, "") for name in (VARIABLE, "XDG_CACHE_HOME"))
+    if own:
+        return Path(own)
+    return (Path(common) if os.path.isabs(common) else Path.home() / ".cache") / "pconv_ext"
+
+
+def files() -> list[Path]:
+    """All tables in the folder, if there is one, usable or not."""
+    return sorted(folder().glob("*.json"))
+
+
+def path_of(machine: dict[str, str]) -> Path:
+    """Where the table of a machine is: one for each driver and version, so that environments share none."""
+    digest = hashlib.sha256(_canonical(machine)).hexdigest()[:8]
+    return folder() / f"{_slug(machine['device'])}-{digest}.json"
+
+
+def read(file: Path, machine: dict[str, str]) -> Tuned:
+    """The table in a file, if it was measured on `machine`; else Unusable, which says why. OSError too."""
+    tuned = loads(file.read_bytes())
+    differences = [
+        f"{name} {tuned.machine.get(name, 'unknown')}, which is {here} here"
+        for name, here in machine.items()
+        if tuned.machine.get(name) != here
+    ]
+    if differences:
+        raise Unusable(f"it was measured with {'; '.join(differences)}")
+    return tuned
+
+
+def dumps(tuned: Tuned) -> bytes:
+    """Content of a file."""
+    content = {
+        "schema": SCHEMA,
+        "machine": tuned.machine,
+        "bans": [ban._asdict() for ban in tuned.bans],
+        "rows": [measured.to_json(one) for one in sorted(tuned.rows)],
+    }
+    return json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode() + b"\n"
+
+
+def loads(content: bytes) -> Tuned:
+    """What `dumps` wrote; Unusable where it is damaged or of another version."""
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        if found.get("schema") != SCHEMA:
+            raise Unusable(f"it has schema {found.get('schema')!r}, this version reads {SCHEMA}")
+        if found.pop("checksum", None) != _checksum(found):
+            raise ValueError("its checksum is wrong")
+        rows = [measured.from_json(one) for one in _list(found["rows"])]
+        bans = [Ban(**_texts(one)) for one in _list(found["bans"])]
+        if any(ban.backend == "reference" for ban in bans):
+            raise ValueError("it bans the reference")
+        return Tuned(_texts(found["machine"]), bans, rows)
+    except Unusable:
+        raise
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise Unusable(f"it is damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _list(found: Any) -> Iterable[Any]:
+    if not isinstance(found, list):
+        raise ValueError(f"expected a list, got {found!r}")
+    return found
+
+
+def _texts(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"expected texts by name, got {found!r}")
+    return found
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
