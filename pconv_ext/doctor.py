@@ -38,11 +38,10 @@ def checks() -> Iterator[Check]:
 def _checked(backend: str, problem: Problem, device: torch.device, dtype: torch.dtype) -> Check:
     limit = limit_of(dtype, device)
     try:
-        true = truth(problem, device, dtype, torch.device("cpu"))
-    except Exception as error:  # a device that is lost
+        return check(backend, truth(problem, device, dtype, torch.device("cpu")), limit)
+    except Exception as error:  # a device that is lost, or full
         told = str(dtype).removeprefix("torch.")
         return Check(backend, problem.operator, told, float("nan"), limit, f"{type(error).__name__}: {error}")
-    return check(backend, true, limit)
 
 
 def report() -> tuple[str, bool]:

@@ -81,12 +81,14 @@ def truth(problem: Problem, device: torch.device, dtype: torch.dtype, where: tor
 
 
 def check(backend: str, true: Truth, limit: float) -> Check:
-    """Output, mask and all gradients of a backend; whatever it meets is told, not raised."""
+    """Output, mask and all gradients of a backend; what it meets is told, but raised if memory is full."""
     told = str(true.dtype).removeprefix("torch.")
     try:
         function = functools.partial(run, true.operator, backend=backend)
         actual = _results(function, true.operator, true.arguments, true.dtype)
         errors = [_error(a, e) for a, e in zip(actual, true.expected, strict=True)]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         return Check(backend, true.operator, told, float("nan"), limit, f"{type(error).__name__}: {error}")
     return Check(backend, true.operator, told, max(errors), limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -88,7 +88,7 @@ def tune(
     if shape:
         chosen = [problems.of_shape(text, about(user, "shape")) for text in shape]
     else:
-        batches = [_batch(user, text) for text in listed(batch)] or BATCHES[where.type]
+        batches = _batches(user, batch) or BATCHES[where.type]
         net = load_net(checkpoint, "reference") if checkpoint else InpaintingNet(backend="reference")
         chosen = network_problems(net, where, batches)
     findings = tuning.tune(chosen, where, dtypes, typer.echo)
@@ -101,6 +101,9 @@ def tune(
         raise typer.Exit(1)
 
 
-def _batch(user: str, text: str) -> int:
-    value: Any = int(text) if text.isdecimal() else text
-    return integer(user, "batch", value, 1)
+def _batches(user: str, text: str | None) -> list[int]:
+    try:
+        batches = [int(one) for one in listed(text)]
+    except ValueError:
+        raise ValueError(f"{about(user, 'batch')} must look like 32,1, got {text!r}") from None
+    return [integer(user, "batch", one, 1) for one in batches]
