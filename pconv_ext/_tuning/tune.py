@@ -14,7 +14,7 @@ from .. import _machine
 from .._backends import candidates, measured, tables
 from .._backends.measured import FORWARD, TRAINING, Row
 from .._backends.tables import Ban, Tuned
-from ..inpainting._files import write_atomically
+from ..inpainting._files import check_folder, write_atomically
 from . import timing
 from .accuracy import Check, Truth, check, leaves_of, limit_of, run, truth
 from .problems import Arguments, Problem
@@ -170,6 +170,7 @@ def tune(
     Raises:
         OSError: the table cannot be written.
     """
+    check_folder("tune", tables.VARIABLE, tables.folder())  # before minutes are spent
     machine, findings = _machine.identity(device), list[Finding]()
     try:
         for finding in measure(problems, device, dtypes, backends=backends, seconds=seconds):
