@@ -15,7 +15,7 @@ import torch
 from gpu.stages import Deadline, TimeIsUp, require_gpu, write_text
 from pconv_ext import InpaintingNet, _machine
 from pconv_ext._backends import tables
-from pconv_ext._tuning import tune
+from pconv_ext._tuning.tune import export, tune
 from pconv_ext.inpainting.tuning import BATCHES, DTYPES, network_problems
 
 
@@ -26,19 +26,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     require_gpu()
-    device = torch.device("cuda", torch.cuda.current_device())
     torch.backends.cudnn.allow_tf32 = True  # float32 here means tf32
-    machine = _machine.identity(device)
+    tune_on(torch.device("cuda", torch.cuda.current_device()), options.results, options.deadline)
+
+
+def tune_on(device: torch.device, results: Path, deadline: float) -> None:
+    """Always raises SystemExit."""
+    machine, stopped = _machine.identity(device), ""
     try:
-        with Deadline(options.deadline):
-            problems = network_problems(InpaintingNet(backend="reference"), device, BATCHES["cuda"])
-            tune.tune(problems, device, DTYPES["cuda"], lambda line: print(line, flush=True))
+        with Deadline(deadline):
+            net = InpaintingNet(backend="reference")
+            problems = network_problems(net, device, BATCHES[device.type])
+            tune(problems, device, DTYPES[device.type], lambda line: print(line, flush=True))
     except TimeIsUp:
-        print(f"stopped after {options.deadline:.0f} s, before all was measured")
-    write_text(options.results, tune.export(machine))
-    tuned, _ = tables.find(machine)
-    bans = tuned.bans if tuned else []
-    for ban in bans:
+        print(f"stopped after {deadline:.0f} s, before all was measured")
+    except RuntimeError as error:  # a backend took the GPU's context with it
+        stopped = " ".join(str(error).split())[:300]
+        print(f"stopped: {stopped}")
+    tuned, why = tables.find(machine)
+    if tuned is None:
+        sys.exit(why or "nothing was measured")
+    write_text(results, export(machine))
+    print(f"written to {results}")
+    for ban in tuned.bans:
         print("banned:", *ban)
-    print(f"written to {options.results}")
-    sys.exit(1 if bans else 0)
+    sys.exit(1 if stopped or tuned.bans else 0)
