@@ -56,12 +56,13 @@ class Unusable(ValueError):
     """A table that is not to be used here; the message says why."""
 
 
-#: By `at`. A dictionary of the module, because torch.compile can trace what is read from one.
+#: By `at`.
 KNOWN: dict[str, Known] = {"": Known()}
+#: What compiled functions follow, whatever is known later. torch.compile can trace what is read from it.
+_TRACED: dict[str, Known] = {}
 _reading = threading.RLock()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def at(device_type: str, index: int | None) -> str:
     """Where `KNOWN` has a device, which is read at the first question."""
     if device_type not in ("cpu", "cuda"):
@@ -74,7 +75,19 @@ def at(device_type: str, index: int | None) -> str:
     return place
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _traced(device_type: str, index: int | None) -> str:
+    """Where `_TRACED` has what is known of a device now; that entry never changes, so nothing is retraced."""
+    known = KNOWN[at(device_type, index)]
+    with _reading:
+        name = next((name for name, one in _TRACED.items() if one is known), str(len(_TRACED)))
+        _TRACED[name] = known
+    return name
+
+
 def of(device: torch.device) -> Known:
+    if torch.compiler.is_compiling():
+        return _TRACED[_traced(device.type, device.index)]
     return KNOWN[at(device.type, device.index)]
 
 

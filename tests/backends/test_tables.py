@@ -273,3 +273,28 @@ def test_a_compiled_function_follows_the_table(cache):
             x = torch.randn(1, 3, size, size)
             expected, _ = pconv_ext.reference.msfef(x, None, weights, None, scales)
             assert torch.equal(function(x), expected)
+
+
+def test_a_compiled_function_keeps_what_it_follows(cache):
+    """What is measured later is no reason to compile it again."""
+    torch._dynamo.reset()
+    compilations = []
+
+    def count(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    @torch.compile(fullgraph=True, backend=count)
+    def function(x, weight):
+        return pconv_ext.partial_conv2d(x, None, weight)[0]
+
+    x, weight = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    expected, _ = pconv_ext.partial_conv2d(x, None, weight, backend="cpu")
+    capability = _machine.capability(CPU)
+    for pixels in range(1, 20):
+        assert torch.equal(function(x, weight), expected)
+        call = (capability, "partial_conv2d", "float32", FORWARD, 3, 4, 9, pixels)
+        tables.add("cpu", Row(*call, (("reference", 1.0),)))
+        other = torch.compile(lambda x: pconv_ext.partial_conv2d(x, None, weight)[0] * 2, backend="eager")
+        other(x)
+    assert len(compilations) == 1
