@@ -110,13 +110,10 @@ def _tables() -> Iterator[tuple[str, str]]:
         yield f"table {device}", f"{tables.path_of(machine)}, {len(tuned.rows)} rows"
         for ban in tuned.bans:
             yield f"banned {device}", f"{ban.backend} in {ban.operator} {ban.dtype}: {ban.reason}"
-    try:
-        others = [file for file in tables.files() if file not in used]
-    except (OSError, RuntimeError):
-        return  # `find` has said it
-    for file in others:
-        reasons = [tables.survey(file, machine) for machine in machines]
-        yield "ignored table", f"{file}: {min(reasons, key=len)}"  # of the most similar device
+    for file in tables.files():
+        if file not in used:
+            reasons = [tables.survey(file, machine) for machine in machines]
+            yield "ignored table", f"{file}: {min(reasons, key=len)}"  # of the most similar device
 
 
 def devices() -> list[torch.device]:

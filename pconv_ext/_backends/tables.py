@@ -106,11 +106,13 @@ def add(place: str, one: Row) -> None:
 
 def _read_all(device: torch.device) -> Known:
     """The packaged rows of its kind, and those from here, which replace all of their key."""
+    _, rows = measured.packaged()
+    if not rows and not files():
+        return Known()  # without asking the device
     try:
         machine = _machine.identity(device)
     except (AssertionError, RuntimeError):  # a fake device, or a driver too old for this torch
         return Known()
-    _, rows = measured.packaged()
     rows = [one for one in rows if one.capability == machine["capability"]]
     tuned, complaint = find(machine)
     if complaint:
@@ -124,19 +126,19 @@ def _read_all(device: torch.device) -> Known:
 
 def find(machine: dict[str, str]) -> tuple[Tuned | None, str]:
     """The table of a machine, if there is one; else what its user should know of those that are not used."""
-    remedy = "`pconv-ext tune` measures here"
-    try:
-        file = path_of(machine)
-        if file.is_file():
-            return read(file, machine), ""
-        others = [one for one in files() if one.name.startswith(_slug(machine["device"]) + "-")]
-    except Unusable as error:
-        return None, f"{file} is ignored: {error}; {remedy}"
-    except (OSError, RuntimeError) as error:  # no such folder may be read, nobody's home is known
-        return None, f"tables of tune cannot be read: {error}"
-    if not others:
+    there = files()
+    similar = [one for one in there if one.name.startswith(_slug(machine["device"]) + "-")]
+    own = path_of(machine) if similar else None
+    file = own if own in similar else next(iter(similar), None)
+    if file is None:
         return None, ""
-    return None, f"{others[0]} is ignored: {survey(others[0], machine)}; {remedy}"
+    try:
+        if file == own:
+            return read(file, machine), ""
+        complaint = survey(file, machine)
+    except (OSError, Unusable) as error:
+        complaint = str(error)
+    return None, f"{file} is ignored: {complaint}; `pconv-ext tune` measures here"
 
 
 def survey(file: Path, machine: dict[str, str]) -> str:
@@ -145,7 +147,7 @@ def survey(file: Path, machine: dict[str, str]) -> str:
         read(file, machine)
     except (OSError, Unusable) as error:
         return str(error)
-    return "" if file == path_of(machine) else f"it has another name than {path_of(machine).name}"
+    return "" if file == path_of(machine) else f"it is named otherwise than {path_of(machine).name}"
 
 
 def folder() -> Path:
@@ -157,8 +159,11 @@ def folder() -> Path:
 
 
 def files() -> list[Path]:
-    """All tables in the folder, if there is one, usable or not."""
-    return sorted(folder().glob("*.json"))
+    """All tables in the folder, usable or not; none where no folder can be read."""
+    try:
+        return sorted(folder().glob("*.json"))
+    except (OSError, RuntimeError):  # of which one says that nobody's home is known
+        return []
 
 
 def path_of(machine: dict[str, str]) -> Path:

@@ -165,13 +165,22 @@ def test_a_table_that_none_wrote(wrong):
         tables.loads(json.dumps(content).encode())
 
 
-def test_a_folder_that_cannot_be_read(cache, monkeypatch):
+def test_without_a_home(cache, monkeypatch):
+    def nobodys(cls):
+        raise RuntimeError("no home")
+
     monkeypatch.delenv("PCONV_EXT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", classmethod(lambda cls: (_ for _ in ()).throw(RuntimeError("no home"))))
-    with pytest.warns(UserWarning, match="tables of tune cannot be read: no home"):
+    monkeypatch.setattr(Path, "home", classmethod(nobodys))
+    assert known() == tables.Known()
+    assert "none, a rule chooses" in info.report()
+
+
+def test_a_file_that_cannot_be_read(cache):
+    tables.path_of(_machine.identity(CPU)).mkdir()
+    with pytest.warns(UserWarning, match="is ignored: .*Is a directory"):
         assert tables.of(CPU) == tables.Known()
-    assert "no home" in info.report()
+    assert "Is a directory" in info.report()
 
 
 def test_where_the_folder_is(monkeypatch):
