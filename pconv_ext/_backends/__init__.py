@@ -110,7 +110,7 @@ def _automatic(operator: Operator, arguments: tuple[Any, ...]) -> Any:
     device = arguments[0].device
     known = tables.of(device)
     measure = None if torch.compiler.is_compiling() else first_use.measure
-    if device.type == "cpu" and not known.rows and not known.bans and measure is None:
+    if device.type == "cpu" and not known.table and not known.bans and measure is None:
         compiled = _BACKENDS[rule.CPU[0]]
         if not compiled.reason and compiled.refusal is None:
             return compiled.operators  # what most calls take, without a `Call`
@@ -120,7 +120,7 @@ def _automatic(operator: Operator, arguments: tuple[Any, ...]) -> Any:
         known = tables.of(device)
     c_in, c_out, _ = size = measured.size_of(call)
     ranking: measured.Ranking = ()
-    if known.rows:
+    if known.table:
         ranking = measured.lookup(known.table, measured.key_of(call), size, measured.pixels_of(call))
     causes: list[str] = []
     for name in (*ranking, *rule.order(device.type, c_in, c_out)):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _machine
-from . import measured
+from . import measured, rule
 from .measured import Row, Table
 
 VARIABLE = "PCONV_EXT_CACHE"
@@ -48,7 +48,7 @@ class Known(NamedTuple):
     """What "auto" follows on a device."""
 
     rows: tuple[Row, ...] = ()
-    table: Table = {}  # noqa: RUF012  (nobody writes to it)
+    table: Table = {}  # noqa: RUF012  (nobody writes to it)  of the rows; empty where the rule says the same
     bans: dict[tuple[str, str, str], str] = {}  # noqa: RUF012  (reason by backend, operator and dtype)
 
 
@@ -100,8 +100,9 @@ def forget(device: torch.device) -> None:
 def add(place: str, one: Row) -> None:
     """Let "auto" follow a row measured in this process, in place of an older one of the same call."""
     with _reading:
-        rows = (*(old for old in KNOWN[place].rows if old.call != one.call), one)
-        KNOWN[place] = KNOWN[place]._replace(rows=rows, table=measured.table(rows))
+        known = KNOWN[place]
+        rows = [*(old for old in known.rows if old.call != one.call), one]
+        KNOWN[place] = _known(torch.device(place).type, rows, known.bans)
 
 
 def _read_all(device: torch.device) -> Known:
@@ -118,10 +119,17 @@ def _read_all(device: torch.device) -> Known:
     if complaint:
         warnings.warn(f"pconv_ext: {complaint}", stacklevel=2)
     if tuned is None:
-        return Known(tuple(rows), measured.table(rows))
+        return _known(device.type, rows, {})
     here = {one[1:4] for one in tuned.rows}
     rows = [*(one for one in rows if one[1:4] not in here), *tuned.rows]
-    return Known(tuple(rows), measured.table(rows), {ban[:3]: ban.reason for ban in tuned.bans})
+    return _known(device.type, rows, {ban[:3]: ban.reason for ban in tuned.bans})
+
+
+def _known(device_type: str, rows: Iterable[Row], bans: dict[tuple[str, str, str], str]) -> Known:
+    rows = tuple(rows)
+    if device_type == "cpu" and all(one.times[0][0] == rule.CPU[0] for one in rows):
+        return Known(rows, {}, bans)  # as the rule has it, so that calls need no look
+    return Known(rows, measured.table(rows), bans)
 
 
 def find(machine: dict[str, str]) -> tuple[Tuned | None, str]:

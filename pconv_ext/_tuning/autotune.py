@@ -34,7 +34,7 @@ class set_autotune:
             net(image, mask)
 
     With it, a call with ``backend="auto"`` that neither the user's table (`pconv-ext tune`) nor this process
-    has measured is timed in every backend that can compute it, for a tenth of a second and at least three
+    has measured is timed in every backend that can compute it, for a twentieth of a second and at least three
     times each, on the tensors of the call; the fastest computes it, and every later call of that operator,
     dtype, numbers of channels, taps and pixels, with or without gradients. As with
     ``torch.backends.cudnn.benchmark`` two processes may so choose differently, and round differently.
@@ -47,6 +47,8 @@ class set_autotune:
     Nothing is measured, but what was measured is followed, while torch.compile, torch.export or a transform
     of torch.func traces, in a dispatch mode, for classes of tensors, and while a CUDA graph is captured:
     so call every shape once before.
+
+    Layers that keep packed weights (`prepack`) use them as before, and are not measured.
 
     It holds for the whole process, not for a thread. Threads that meet new shapes measure one after another.
 

@@ -307,3 +307,15 @@ def test_a_compiled_function_keeps_what_it_follows(cache):
         other = torch.compile(lambda x: pconv_ext.partial_conv2d(x, None, weight)[0] * 2, backend="eager")
         other(x)
     assert len(compilations) == 1
+
+
+def test_a_processors_table_that_agrees_with_the_rule_costs_nothing(cache):
+    machine = _machine.identity(CPU)
+    rows = [
+        Row(machine["capability"], "msfef", "float32", FORWARD, 3, 4, 9, n, (("cpu", 1.0),)) for n in (1, 9)
+    ]
+    put(Tuned(machine, [], rows))
+    assert known().rows == tuple(rows)
+    assert not known().table
+    tables.add("cpu", rows[0]._replace(times=(("reference", 1.0),)))
+    assert known().table

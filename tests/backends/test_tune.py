@@ -248,6 +248,15 @@ def test_any_backend_of_the_tests(backend):
     assert all(finding.rows for finding in found)
 
 
+@every_backend
+def test_any_backend_that_is_wrong(backend, monkeypatch):
+    wrong_backend.plant(monkeypatch, "msfef", lambda out: out * 1.2, backend)
+    tensors = torch.device(DEVICE_OF[backend])
+    found = {f.problem.operator: f for f in measure_all(tensors, backends=(backend, "reference"))}
+    assert [ban[:3] for finding in found.values() for ban in finding.bans] == [(backend, "msfef", "float32")]
+    assert not found["msfef"].rows
+
+
 @pytest.mark.deep
 def test_a_gpus_kernels_in_the_interpreter(monkeypatch):
     """Beside those of the processor: one that is wrong is banned, and the others are compared."""
