@@ -91,10 +91,10 @@ def of(device: torch.device) -> Known:
     return KNOWN[at(device.type, device.index)]
 
 
-def forget(device: torch.device) -> None:
-    """Read the table of a device again, at its next call."""
+def read_again(device: torch.device) -> None:
+    """After the table of a device was written."""
     with _reading:
-        KNOWN.pop(at(device.type, device.index), None)
+        KNOWN[at(device.type, device.index)] = _read_all(device)
 
 
 def add(place: str, one: Row) -> None:

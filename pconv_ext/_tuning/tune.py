@@ -180,7 +180,7 @@ def tune(
             file = tables.path_of(machine)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, tables.dumps(merged(machine, findings)))
-            tables.forget(device)
+            tables.read_again(device)
             report(f"written to {file}")
     return findings
 

@@ -83,7 +83,7 @@ def test_it_is_read_once(cache):
     assert known() == tables.Known()
     put(tuned())
     assert known() == tables.Known(), "what came later is of the next process"
-    tables.forget(CPU)
+    tables.read_again(CPU)
     assert len(known().rows) == 20
 
 
@@ -101,7 +101,7 @@ def test_a_table_of_before_an_upgrade_is_told(cache):
     with pytest.warns(UserWarning, match=f"{older.name} is ignored: .*torch 2.0, which is .*pconv-ext tune"):
         assert tables.of(CPU) == tables.Known()
     put(tuned())
-    tables.forget(CPU)
+    tables.read_again(CPU)
     assert len(known().rows) == 20, "beside the table of this version it is nobody's concern"
     (line,) = [line for line in info.report().splitlines() if line.startswith("ignored table")]
     assert f"{older}: it was measured with torch 2.0, which is {torch.__version__} here" in line
@@ -212,7 +212,7 @@ def test_packed_weights_are_not_used_where_their_backend_is_banned(cache, monkey
     pconv_ext.prepack(layer)
     assert layer._packed is not None
     put(tuned(rows=0, bans=[Ban("cpu", "msfef", "float32", "error 0.3, WRONG")]))
-    tables.forget(CPU)
+    tables.read_again(CPU)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out, _ = layer(x, None)

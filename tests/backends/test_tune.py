@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(timing, "SHORTEST_SAMPLE_MS", {"cpu": 0.01})
+    monkeypatch.setattr(timing, "SHORTEST_SAMPLE_MS", {"cpu": 0.01, "cuda": 0.01})
 
 
 def tuned(*texts, dtypes=(torch.float32,), **options):
