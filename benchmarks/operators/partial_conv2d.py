@@ -1,4 +1,4 @@
-"""The network's plain partial convolutions, encoder stages 5 to 8; and depthwise ones, which it has none of."""
+"""The network's plain partial convolutions, encoder stages 5 to 8; and depthwise ones, not of it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from names import COMPILED, FORWARD, GPU_BACKENDS, NAIVE_1, NAIVE_C, PLAIN, STEP, TRAINING
 from operators import LAYERS, msfef, partial_conv2d, upcat_partial_conv2d
-from pconv_ext._backends import measured
+from pconv_ext._backends import measured, rule
 from report.records import Record, case_of, measured_call, over_earlier, peak_mb, ratio
 
 DIRECTIONS = (FORWARD, TRAINING)
@@ -82,7 +82,11 @@ def cuda_over_best(record: Record) -> float | None:
 
 
 def auto_over_best(record: Record) -> float | None:
-    chosen = measured.lookup(*measured_call(record)) or GPU_BACKENDS[0]
+    """What "auto" takes by the table of the package, without one measured on that machine."""
+    key, size, pixels = measured_call(record)
+    rows = [row for row in measured.packaged()[1] if row.capability == record["capability"]]
+    ranking = measured.lookup(measured.table(rows), key, size, pixels) or rule.order("cuda", *size[:2])
+    chosen = next(name for name in ranking if name in GPU_BACKENDS)
     return max(ratio(record, chosen, other) or 0.0 for other in GPU_BACKENDS)
 
 
