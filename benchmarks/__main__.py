@@ -13,6 +13,7 @@ COMMANDS = {
     "goals": ("report.verdicts", "the numbers to reach, of a run or of what is measured now on the CPU"),
     "against": ("report.against", "an earlier commit beside this version on the CPU, layer by layer"),
     "sample": ("measure.sample", "one process of `against`"),
+    "tune": ("gpu.tune", 'every backend checked and timed on a GPU, the table that "auto" follows'),
     "profile": ("gpu.profile", "where the time of a layer goes on a GPU, kernel by kernel"),
     "sanitize": ("gpu.sanitize", "compute-sanitizer over all operators"),
     "test": ("gpu.tests", "the tests that concern a GPU, within a deadline"),

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# usage: benchmarks/gpu.sh build|test|bench|sanitize|profile [options]
+# usage: benchmarks/gpu.sh build|test|bench|tune|sanitize|profile [options]
 #
 #   build      pip install of this checkout, offline, and the backends that came of it
 #   test       the tests of the operators and of the network, on whatever backends there are; those of training,
 #              data and commands need more packages. --files and options of pytest choose others
 #   bench      the network's layers beside every other form; --quick takes one kind of mask
+#   tune       every backend checked and timed on those layers; writes the table that "auto" follows on this
+#              machine, and a copy that tools/write_measured.py puts into the package
 #   sanitize   compute-sanitizer over all operators
 #   profile    time and counters of every kernel; --layer NAME --dtype float32 choose others
 #
@@ -35,7 +37,7 @@ case $stage in
         cd / && "$PYTHON" -c 'import pconv_ext; print(*pconv_ext.backends().items(), sep="\n")'
         ;;
     bench) measure run bench "$@" ;;
-    test | sanitize | profile) measure "$stage" "$stage" "$@" ;;
+    test | tune | sanitize | profile) measure "$stage" "$stage" "$@" ;;
     *)
         sed -n '2,/^set -e/{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh >&2
         exit 2

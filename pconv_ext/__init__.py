@@ -13,6 +13,7 @@ from . import compat, functional, reference  # noqa: E402
 from ._backends import backends  # noqa: E402
 from ._backends.algorithm import set_algorithm  # noqa: E402
 from ._prepack import prepack  # noqa: E402
+from ._tuning.autotune import set_autotune  # noqa: E402
 from .compat import replace_partial_convs  # noqa: E402
 from .functional import *  # noqa: E402, F403
 from .inpainting import checkpoint as checkpoint  # noqa: E402
@@ -35,5 +36,6 @@ __all__ = [
     "reference",
     "replace_partial_convs",
     "set_algorithm",
+    "set_autotune",
 ]
 __all__ += functional.__all__  # a form that type checkers know

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from ._backends import cpu
+from ._backends import banned, cpu, eager
 from .ops.call import Call
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -91,12 +90,8 @@ def _plain(call: Call) -> bool:
             torch.is_grad_enabled()
             and any(one.requires_grad for one in (*features, *_packable(call), *call.biases))
         )
-        and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
-        and all(type(one) is Tensor for one in features)
+        and eager.is_plain(features)
     )
 
 
@@ -152,7 +147,9 @@ class Prepackable(nn.Module):
         if not packed.are_of(_packable(call)):
             self._drop_packed()
             return None
-        return cpu.forward_packed(call, packed.weights) if _plain(call) else None
+        if not _plain(call) or (self.backend == "auto" and banned("cpu", call)):
+            return None
+        return cpu.forward_packed(call, packed.weights)
 
     def _pack(self) -> None:
         if cpu.BACKEND.reason or self.backend not in _BACKENDS:

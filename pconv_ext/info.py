@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from ._backends import algorithm, backends, cuda
+from . import _machine
+from ._backends import algorithm, backends, cuda, tables
+from ._machine import cpuinfo, version
 
 #: Distributions whose versions decide what works.
 PACKAGES = ("numpy", "triton", "torchvision", "typer")
@@ -36,6 +36,7 @@ VARIABLES = (
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
     "PCONV_EXT_ALGORITHM",
+    "PCONV_EXT_CACHE",
     "TRITON_INTERPRET",
 )
 
@@ -47,6 +48,7 @@ def report() -> str:
         (f"backend {name}", "available" if available else f"not available: {reason}")
         for name, (available, reason) in backends().items()
     ]
+    rows += _tables()
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
 
@@ -58,14 +60,6 @@ def _versions() -> Iterator[tuple[str, str]]:
     yield "torch", f"{torch.__version__}, built for {built_for}"
     for package in PACKAGES:
         yield package, version(package)
-
-
-def version(package: str) -> str:
-    """Of an installed distribution; "not installed" without it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> Iterator[tuple[str, str]]:
@@ -80,14 +74,6 @@ def _processor() -> Iterator[tuple[str, str]]:
         "threads",
         f"{torch.get_num_threads()} in an operator, {torch.get_num_interop_threads()} between them",
     )
-
-
-def cpuinfo() -> dict[str, str]:
-    """What Linux tells of the last processor, by its own names; {} on other systems."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {}
-    return dict(re.findall(r"^(\S[^\t:]*?)\s*: (.*)$", file.read_text(), re.MULTILINE))
 
 
 def _instruction_set() -> str:
@@ -106,6 +92,33 @@ def _gpus() -> Iterator[tuple[str, str]]:
             yield f"GPU {i}", " ".join(str(error).split())
     if not cuda.REASON:
         yield "CUDA kernels", cuda.library_build()
+
+
+def _tables() -> Iterator[tuple[str, str]]:
+    """What "auto" follows on each device, what it does not take, and the tables that are not used here."""
+    machines, used = [], set()
+    for device in devices():
+        try:
+            machines.append(machine := _machine.identity(device))
+        except (AssertionError, RuntimeError):
+            continue  # `_gpus` has said it
+        tuned, complaint = tables.find(machine)
+        if tuned is None:
+            yield f"table {device}", complaint or "none, a rule chooses; `pconv-ext tune` measures"
+            continue
+        used.add(tables.path_of(machine))
+        yield f"table {device}", f"{tables.path_of(machine)}, {len(tuned.rows)} rows"
+        for ban in tuned.bans:
+            yield f"banned {device}", f"{ban.backend} in {ban.operator} {ban.dtype}: {ban.reason}"
+    for file in tables.files():
+        if file not in used:
+            reasons = [tables.survey(file, machine) for machine in machines]
+            yield "ignored table", f"{file}: {min(reasons, key=len)}"  # of the most similar device
+
+
+def devices() -> list[torch.device]:
+    """The processor and all GPUs."""
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
 
 
 def _variables() -> Iterator[tuple[str, str]]:

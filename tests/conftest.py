@@ -28,6 +28,7 @@ def _prefer_installed_package():
 
 
 _prefer_installed_package()
+os.environ["PCONV_EXT_CACHE"] = os.devnull  # no folder: what was measured here decides nothing in a test
 triton_interpreter.use_without_gpu()
 try:
     with warnings.catch_warnings():

@@ -14,14 +14,25 @@ def ratio_of(count: Tensor, window: float) -> tuple[Tensor, Tensor]:
 
 
 def naive_partial_conv2d(
-    x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, ones: Tensor
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    ones: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mask the input, convolve it, convolve the mask with `ones`, multiply by window / (count + epsilon).
 
-    `ones` is [C_out, C_in, k, k] beside a mask [N, C_in, H, W], or [1, 1, k, k] beside a mask [N, 1, H, W].
+    `ones` is like `weight` beside a mask [N, C_in, H, W], or [1, 1, k, k] beside a mask [N, 1, H, W].
     """
     with torch.no_grad():
-        ratio, new_mask = ratio_of(F.conv2d(mask, ones, None, stride, padding), ones[0].numel())
-    raw = F.conv2d(x * mask, weight, bias, stride, padding)
+        ratio, new_mask = ratio_of(
+            F.conv2d(mask, ones, None, stride, padding, dilation, 1 if mask.shape[1] == 1 else groups),
+            ones[0].numel(),
+        )
+    raw = F.conv2d(x * mask, weight, bias, stride, padding, dilation, groups)
     bias_view = bias.view(1, -1, 1, 1)
     return ((raw - bias_view) * ratio + bias_view) * new_mask, new_mask

@@ -74,9 +74,14 @@ def find_tool(name: str) -> str | None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all, whenever the process is stopped."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.write_text(text)
     os.replace(unfinished, path)
 
 

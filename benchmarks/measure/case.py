@@ -12,12 +12,12 @@ from measure import timing
 from measure.correctness import Truth, check, truth
 from measure.forms import Form, forms_of, our_backends, rotating
 from measure.inputs import IMAGE_SIZE
-from measure.machine import capability
 from measure.memory import peak_memory
 from measure.problems import build_problem
 from names import COMPILED, FORWARD
 from operators import LAYERS
 from operators.declaration import Problem
+from pconv_ext._machine import capability
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -132,7 +132,8 @@ def measure(case: Case, settings: Settings) -> tuple[dict[str, Any], Prepared]:
         "dtype": settings.dtype,
         "shapes": [list(x.shape) for x in problem.features],
         "out_channels": LAYERS[case.layer].out_channels,
-        "capability": capability() if device == "cuda" else None,
+        "taps": LAYERS[case.layer].taps,
+        "capability": capability(torch.device(device)) if device == "cuda" else None,
         "ours": [form.name for form in forms if form.name in our_backends(device)],
         "forms": {
             name: {

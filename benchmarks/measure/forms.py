@@ -77,7 +77,9 @@ def plain(problem: Problem) -> Form:
         x = torch.cat([F.interpolate(low, scale_factor=2, mode="nearest"), skip], 1).requires_grad_()
         leaves.append(x)
     stride, padding = problem.layer.stride, weight.shape[-1] // 2
-    return Form(PLAIN, lambda: (F.conv2d(x, weight, bias, stride, padding), None), leaves)
+    return Form(
+        PLAIN, lambda: (F.conv2d(x, weight, bias, stride, padding, 1, problem.layer.groups), None), leaves
+    )
 
 
 def ours(problem: Problem, backend: str) -> Form:
@@ -92,7 +94,8 @@ def rotating(forms: Sequence[Form]) -> Form:
 
 def forms_of(problem: Problem, device: str, compiled: bool) -> list[Form]:
     """Ours first, the plain convolution last; `compiled` adds the naive form under torch.compile."""
-    forms = [ours(problem, backend) for backend in our_backends(device)]
+    grouped = device == "cuda" and problem.layer.groups > 1  # no kernel on a GPU
+    forms = [ours(problem, one) for one in (["reference"] if grouped else our_backends(device))]
     forms += [naive(problem, multi_channel=True), naive(problem, multi_channel=False)]
     if compiled:
         forms.append(naive(problem, multi_channel=False, compiled=True))

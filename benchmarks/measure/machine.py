@@ -12,7 +12,7 @@ import torch
 
 import pconv_ext
 from names import DIRTY, UNKNOWN
-from pconv_ext.info import cpuinfo, version
+from pconv_ext._machine import capability, processor, version
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What figures depend on, as patterns of git.
@@ -22,18 +22,13 @@ MEASURED = (
 )
 
 
-def capability() -> str:
-    """Of the GPU, such as "9.0"."""
-    return "{}.{}".format(*torch.cuda.get_device_capability())
-
-
 def machine(device: str) -> dict[str, Any]:
     """Versions, processor or GPU, threads and commit; nothing that names the machine itself."""
     result: dict[str, Any] = {
         "pconv_ext": version("pconv_ext"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
@@ -46,19 +41,12 @@ def machine(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         result |= {
-            "capability": capability(),
+            "capability": capability(torch.device("cuda")),
             "triton": version("triton"),
             "cudnn": torch.backends.cudnn.version(),
             "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,
         }
     return result
-
-
-def _processor() -> str:
-    """Its name, which may be that of several generations, and what tells them apart."""
-    told = cpuinfo()
-    name = told.get("model name", platform.machine())
-    return f"{name} (family {told['cpu family']}, model {told['model']})" if "cpu family" in told else name
 
 
 def _commit() -> str:

@@ -28,7 +28,7 @@ def peak_memory(form: Form, problem: Problem, grad_out: Tensor | None, device: s
     "total" is what `torch.cuda.max_memory_allocated` says.
     """
     layer, x = problem.layer, problem.features[0]
-    weight_elements = sum(layer.in_channels) * layer.out_channels
+    weight_elements = sum(layer.in_channels) // layer.groups * layer.out_channels
     squares = [k * k for k in layer.kernel_sizes]
     sizes = {sum(c) for n in range(1, len(squares) + 1) for c in itertools.combinations(squares, n)}
 

@@ -56,7 +56,7 @@ class Network:
 def parameters(layer: Layer, device: torch.device) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """Weights (Kaiming), biases and scales of a layer, the same in every run."""
     generator = torch.Generator().manual_seed([*LAYERS].index(layer.name))
-    c_in, c_out = sum(layer.in_channels), layer.out_channels
+    c_in, c_out = sum(layer.in_channels) // layer.groups, layer.out_channels
 
     def normal(*shape: int, std: float) -> Tensor:
         return (torch.randn(shape, generator=generator) * std).to(device)

@@ -1,16 +1,15 @@
-"""Milliseconds of a call: all forms interleaved in one process, gradients cleared outside of the time.
+"""Milliseconds of a form's call: as `pconv-ext tune` times backends, gradients cleared outside of the time.
 
 Devices are "cpu" and "cuda".
 """
 
 from __future__ import annotations
 
-import gc
+import importlib.util
 import math
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,23 +17,22 @@ from torch import Tensor
 from measure.forms import Form
 from operators.declaration import Problem
 
-# Shorter calls are averaged until a sample lasts this long. On a GPU the first kernels of a sample wait for
-# the host, until it has got ahead.
-SHORTEST_SAMPLE_MS = {"cpu": 1.0, "cuda": 8.0}
 MOST_INPUT_SETS = 16
 
 
-@contextmanager
-def cudnn_search() -> Iterator[None]:
-    """cuDNN tries its algorithms at the first call of a shape and keeps the fastest, as users on GPUs let it.
+def _of_this_checkout(name: str) -> ModuleType:
+    """A module of the package that needs none of it, by its path: `against` imports an earlier package."""
+    file = Path(__file__).resolve().parents[2] / "pconv_ext" / "_tuning" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"measure.{name}_of_the_package", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    Only around what is timed: searching for the float64 reference too would take longer than all the rest.
-    """
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+
+_timing = _of_this_checkout("timing")
+cudnn_search = _timing.cudnn_search
 
 
 def input_sets(problem: Problem) -> int:
@@ -59,39 +57,9 @@ def step_of(form: Form, grad_out: Tensor | None) -> Callable[[], None]:
     return forward if grad_out is None else forward_backward
 
 
-def _sample_ms(step: Callable[[], None], form: Form, device: str, repeats: int) -> float:
-    """Mean time of `repeats` calls, gradients cleared before each and outside of its time."""
-    if device == "cuda":
-        return _cuda_sample_ms(step, form, repeats)[0]
-    total = 0.0
-    for _ in range(repeats):
-        form.clear_gradients()
-        began = time.perf_counter()
-        step()
-        total += time.perf_counter() - began
-    return total / repeats * 1e3
-
-
-def _cuda_sample_ms(step: Callable[[], None], form: Form, repeats: int) -> tuple[float, float]:
-    """Mean milliseconds a call between two events around all of them, and of the host to issue one.
-
-    Clearing gradients gives memory back to torch's allocator and takes the GPU no time.
-    """
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        form.clear_gradients()
-        step()
-    issued = time.perf_counter() - began
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / repeats, issued / repeats * 1e3
-
-
 def host_ms(form: Form, grad_out: Tensor | None) -> float:
     """Milliseconds the host takes to issue one call; where that is the form's whole time, the GPU waits."""
-    return _cuda_sample_ms(step_of(form, grad_out), form, 5)[1]
+    return _timing.cuda_sample_ms(_step(form, grad_out), 5)[1]
 
 
 def interleaved(
@@ -107,27 +75,9 @@ def interleaved(
     Rounds go on for `seconds`, but at least `min_rounds` and at most `max_rounds` of them. The i-th samples
     of all forms belong to one round, so their ratios cancel what slows the whole machine for a while.
     """
-    steps = {form.name: step_of(form, grad_out) for form in forms}
-    repeats = {}
-    for form in forms:  # the warm-up, which also compiles what is still to be compiled
-        first = _sample_ms(steps[form.name], form, device, 1)
-        again = device == "cuda" or first <= 50  # on a GPU the first call also chooses algorithms
-        warm = _sample_ms(steps[form.name], form, device, 1) if again else first
-        repeats[form.name] = max(1, round(SHORTEST_SAMPLE_MS[device] / max(warm, 1e-3)))
-    samples: dict[str, list[float]] = {form.name: [] for form in forms}
-    order, shuffle = list(forms), random.Random(0).shuffle
-    gc.collect()
-    gc.disable()
-    try:
-        began = time.perf_counter()
-        for done in range(max_rounds):
-            if done >= min_rounds and time.perf_counter() - began > seconds:
-                break
-            shuffle(order)
-            for form in order:
-                samples[form.name].append(_sample_ms(steps[form.name], form, device, repeats[form.name]))
-    finally:
-        gc.enable()
-    for form in forms:
-        form.clear_gradients()
-    return samples
+    steps = [_step(form, grad_out) for form in forms]
+    return _timing.interleaved(steps, device, min_rounds, max_rounds, seconds)
+
+
+def _step(form: Form, grad_out: Tensor | None) -> object:
+    return _timing.Step(form.name, step_of(form, grad_out), form.clear_gradients)

@@ -75,7 +75,7 @@ def naive_forward(
             out, mask = naive_msfef(x, mask, weights, biases, conv.scales, 2, *of_stage)
         else:
             weight, padding = conv.weight, conv.weight.shape[-1] // 2
-            out, mask = naive_partial_conv2d(x, mask, weight, conv.bias, 2, padding, *of_stage)
+            out, mask = naive_partial_conv2d(x, mask, weight, conv.bias, 2, padding, 1, 1, *of_stage)
         x = stage.activation(stage.norm(out))
     for stage, of_stage in zip(net.decoder, decoder, strict=True):
         skip, mask_skip = skips.pop()

@@ -30,6 +30,7 @@ class Layer:
     stage: int = 0
     input_of: str = ""
     skip: str = ""  # whose input a decoder stage takes as its skip
+    groups: int = 1
 
     @property
     def taps(self) -> int:
@@ -82,7 +83,7 @@ class Problem:
 class Operator:
     """An operator of `pconv_ext`, what is measured of it, and what with.
 
-    The naive forms take `arguments` and then one tensor of ones for each kernel: [C_out, C_in, k, k] beside
+    The naive forms take `arguments` and then one tensor of ones for each kernel: like its weight beside
     masks [N, C, H, W] in `naive_c`, [1, 1, k, k] beside masks [N, 1, H, W] in `naive_1`. The hybrid takes
     `arguments` alone.
     """

@@ -35,7 +35,9 @@ def naive_msfef(
 ) -> tuple[Tensor, Tensor]:
     """Three partial convolutions, scaled and added, under the mask of the smallest (the first)."""
     parameters = zip(weights, biases, ones, strict=True)
-    branches = [naive_partial_conv2d(x, mask, w, b, stride, w.shape[-1] // 2, o) for w, b, o in parameters]
+    branches = [
+        naive_partial_conv2d(x, mask, w, b, stride, w.shape[-1] // 2, 1, 1, o) for w, b, o in parameters
+    ]
     out = sum(scale.view(1, -1, 1, 1) * branch for scale, (branch, _) in zip(scales, branches, strict=True))
     new_mask = branches[0][1]
     return out * new_mask, new_mask

@@ -56,7 +56,7 @@ def naive_upcat_c(
     """Up-sample and concatenate features and C-channel masks, then the C-channel partial convolution."""
     x = torch.cat([F.interpolate(x_low, scale_factor=2, mode="nearest"), skip], 1)
     mask = torch.cat([F.interpolate(mask_low, scale_factor=2, mode="nearest"), mask_skip], 1)
-    return naive_partial_conv2d(x, mask, weight, bias, 1, weight.shape[-1] // 2, ones)
+    return naive_partial_conv2d(x, mask, weight, bias, 1, weight.shape[-1] // 2, 1, 1, ones)
 
 
 def naive_upcat_1(

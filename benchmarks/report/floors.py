@@ -24,7 +24,7 @@ def operations(record: Record) -> float:
     if record["direction"] != FORWARD:
         # A gradient for the weights, and one for the inputs that are not photographs.
         passes += 1 + sum(c for c in layer.in_channels if c != 3) / c_in
-    per_pixel = 2 * c_in * layer.out_channels * max(layer.kernel_sizes) ** 2
+    per_pixel = 2 * c_in // layer.groups * layer.out_channels * max(layer.kernel_sizes) ** 2
     return record["batch"] * height * width * per_pixel * passes
 
 
@@ -33,7 +33,7 @@ def traffic(record: Record) -> int:
     layer = LAYERS[record["layer"]]
     height, width = _out_size(record)
     out = record["batch"] * layer.out_channels * height * width
-    weights = layer.taps * sum(layer.in_channels) * layer.out_channels
+    weights = layer.taps * sum(layer.in_channels) // layer.groups * layer.out_channels
     features = sum(math.prod(shape) for shape in record["shapes"])
     planes = (
         sum(math.prod(shape) // shape[1] for shape in record["shapes"]) + record["batch"] * height * width

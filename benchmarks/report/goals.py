@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from names import COMPILED, FORWARD, GPU_BACKENDS, NAIVE_1, NAIVE_C, PLAIN, STEP, TRAINING
-from operators import LAYERS, msfef, upcat_partial_conv2d
-from pconv_ext._backends import measured
+from operators import LAYERS, msfef, partial_conv2d, upcat_partial_conv2d
+from pconv_ext._backends import measured, rule
 from report.records import Record, case_of, measured_call, over_earlier, peak_mb, ratio
 
 DIRECTIONS = (FORWARD, TRAINING)
 NETWORK = "network64"  # the paper's width
 MSFEF = tuple(layer.name for layer in msfef.LAYERS)
 DECODER = tuple(layer.name for layer in upcat_partial_conv2d.LAYERS)
+DEPTHWISE = tuple(layer.name for layer in partial_conv2d.DEPTHWISE)  # 3x3, 3x3 with stride 2, 7x7, the same
 EDGES = (MSFEF[0], DECODER[-1])  # 3 channels in, 3 out
-INNER = tuple(name for name in LAYERS if name not in EDGES)
+INNER = tuple(name for name in LAYERS if name not in (*EDGES, *DEPTHWISE))
 
 #: Of a record and the name of our form in it; None where something was not measured.
 Value = Callable[[Record, str], float | None]
@@ -81,7 +82,11 @@ def cuda_over_best(record: Record) -> float | None:
 
 
 def auto_over_best(record: Record) -> float | None:
-    chosen = measured.lookup(*measured_call(record)) or GPU_BACKENDS[0]
+    """What "auto" takes by the table of the package, without one measured on that machine."""
+    key, size, pixels = measured_call(record)
+    rows = [row for row in measured.packaged()[1] if row.capability == record["capability"]]
+    ranking = measured.lookup(measured.table(rows), key, size, pixels) or rule.order("cuda", *size[:2])
+    chosen = next(name for name in ranking if name in GPU_BACKENDS)
     return max(ratio(record, chosen, other) or 0.0 for other in GPU_BACKENDS)
 
 
@@ -123,7 +128,13 @@ CPU = [
     ),
     Goal(
         "faster than naive, 1-channel mask",
-        tuple(name for name in LAYERS if name not in MSFEF),
+        DEPTHWISE,
+        faster_than(NAIVE_1),
+        {FORWARD: (4.0, 2.0, 2.5, 1.5), TRAINING: (2.0, 2.0, 1.5, 1.5)},
+    ),
+    Goal(
+        "faster than naive, 1-channel mask",
+        tuple(name for name in LAYERS if name not in (*MSFEF, *DEPTHWISE)),
         faster_than(NAIVE_1),
         {FORWARD: (1.0,), TRAINING: (1.0,)},
     ),
@@ -218,7 +229,7 @@ GPU = [
     ),
     Goal(
         "time of auto's choice over that of the faster backend",
-        tuple(LAYERS),
+        EDGES + INNER,
         of_cuda(auto_over_best),
         {FORWARD: (1.05,), TRAINING: (1.05,)},
         at_most=True,

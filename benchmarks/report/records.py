@@ -72,12 +72,12 @@ def rows(records: list[Record]) -> list[tuple[Record, str]]:
     return [(record, ours) for record in records for ours in record["ours"]]
 
 
-def measured_call(record: Record) -> tuple[tuple[str, str, str, str], int, int, int]:
-    """As the table of faster backends knows it: its key, channels in, channels out and pixels."""
+def measured_call(record: Record) -> tuple[tuple[str, str, str], tuple[int, int, int], int]:
+    """As the table of measured backends knows it: its key, channels in, channels out and taps, pixels."""
     n, _, height, width = record["shapes"][-1]
-    key = (record["capability"], record["operator"], record["dtype"], record["direction"])
     c_in = sum(shape[1] for shape in record["shapes"])
-    return key, c_in, record["out_channels"], math.prod((n, height, width))
+    size = (c_in, record["out_channels"], record["taps"])
+    return (record["operator"], record["dtype"], record["direction"]), size, math.prod((n, height, width))
 
 
 def where(machine: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bands.h"
+#include "depthwise_passes.h"
 #include "forward_dots.h"
 #include "forward_few_outputs.h"
 #include "forward_rows.h"
@@ -326,6 +327,7 @@ template <class T>
 static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
+  if (is_depthwise(p)) return forward_depthwise(p, bias, out);
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
   if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);
   const std::optional<Winograd<T>> w = choose_winograd<T, Favour::first>(p);

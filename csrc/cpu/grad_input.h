@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bands.h"
+#include "depthwise_passes.h"
 #include "grad_input_axis.h"
 #include "grad_input_rows.h"
 #include "isa.h"
@@ -292,6 +293,7 @@ static Geometry gathered(const Geometry& g, const Source& source) {
 
 template <class T>
 static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Target>& out) {
+  if (is_depthwise(p)) return grad_input_depthwise(p, grad, out[0]);
   const std::vector<View> views = make_views(p);
   for (size_t i = 0; i < views.size(); ++i) {
     const Source& source = p.sources[i];

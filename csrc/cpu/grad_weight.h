@@ -7,6 +7,7 @@
 
 #include "../pixel.h"
 #include "bands.h"
+#include "depthwise_passes.h"
 #include "grad_weight_band.h"
 #include "grad_weight_few_outputs.h"
 #include "isa.h"
@@ -220,6 +221,7 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
     if (grad_sum) std::fill_n(grad_sum, g.O, T(0));
     return;
   }
+  if (is_depthwise(p)) return grad_weight_depthwise(p, grad, grad_weights[0], grad_sum);
   if (has_few_outputs_for_weights(p))
     return grad_weight_few_outputs(p, grad, grad_weights[0], grad_scales[0], grad_sum);
   const std::vector<WinogradPart<T>> parts =

@@ -20,11 +20,13 @@ template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(PCONV_VECTOR_BYTES)));
   typedef float unaligned __attribute__((vector_size(PCONV_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t bits __attribute__((vector_size(PCONV_VECTOR_BYTES)));
 };
 template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(PCONV_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(PCONV_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t bits __attribute__((vector_size(PCONV_VECTOR_BYTES)));
 };
 template <class T>
 using Vec = typename VecOf<T>::type;

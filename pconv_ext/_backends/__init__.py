@@ -6,12 +6,14 @@ A backend's module has a ``BACKEND``; CONTRIBUTING says what a new one needs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ..ops import Operator
-from . import cpu, cuda, measured, triton
+from ..ops.call import Call
+from . import cpu, cuda, first_use, measured, rule, tables, triton
 from .backend import Backend
 
 _BACKENDS = {
@@ -20,9 +22,6 @@ _BACKENDS = {
     "triton": triton.BACKEND,
     "reference": Backend(None, None, ""),
 }
-#: "auto" takes the first of these that is available, by device of the tensors, unless another was measured
-#: faster (measured.py).
-_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 _warned: set[tuple[str, str]] = set()
 
@@ -64,7 +63,7 @@ def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
     """
     device = arguments[0].device
     if backend == "auto":
-        return _automatic(operator, arguments, device.type)
+        return _automatic(operator, arguments)
     op = operator.name
     check_name(op, backend)
     chosen = _BACKENDS[backend]
@@ -82,25 +81,54 @@ def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
     return chosen.operators
 
 
-def _automatic(operator: Operator, arguments: tuple[Any, ...], device_type: str) -> Any:
-    order = _ORDER.get(device_type, ("reference",))
-    call = operator.call(*arguments) if device_type == "cuda" else None  # made where somebody asks for it
+def candidates(call: Call, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Backends for a call, and why one cannot compute it; "" if it can, also where it is banned.
+
+    `names` by default those that the rule has for the device, in its order.
+    """
+    c_in, c_out, _ = measured.size_of(call)
+    names = rule.order(call.like.device.type, c_in, c_out) if names is None else names
+    return {name: _refusal(name, call) for name in names}
+
+
+def banned(backend: str, call: Call) -> str:
+    """Why `pconv-ext tune` banned a backend from such calls on this device; "" if it did not."""
+    bans = tables.of(call.like.device).bans
+    if not bans:
+        return ""
+    return bans.get((backend, call.op, str(measured.dtype_of(call)).removeprefix("torch.")), "")
+
+
+def _refusal(name: str, call: Call) -> str:
+    backend, device_type = _BACKENDS[name], call.like.device.type
+    if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
+        return f"it takes tensors on {backend.device_type}"
+    return backend.reason or (backend.refusal(call) if backend.refusal else "")
+
+
+def _automatic(operator: Operator, arguments: tuple[Any, ...]) -> Any:
+    device = arguments[0].device
+    known = tables.of(device)
+    measure = None if torch.compiler.is_compiling() else first_use.measure
+    if device.type == "cpu" and not known.table and not known.bans and measure is None:
+        compiled = _BACKENDS[rule.CPU[0]]
+        if not compiled.reason and compiled.refusal is None:
+            return compiled.operators  # what most calls take, without a `Call`
+    call = operator.call(*arguments)
+    if measure is not None:
+        measure(arguments, call)
+        known = tables.of(device)
+    c_in, c_out, _ = size = measured.size_of(call)
+    ranking: measured.Ranking = ()
+    if known.table:
+        ranking = measured.lookup(known.table, measured.key_of(call), size, measured.pixels_of(call))
     causes: list[str] = []
-    if call is not None and call.like.dtype in measured.DTYPES:
-        first = measured.faster(call)
-        order = (first, *(name for name in order if name != first)) if first else order
-    for name in order:
-        backend = _BACKENDS[name]
-        if backend.device_type not in (None, device_type):  # Triton's interpreter takes tensors of the CPU
-            continue
-        cause = backend.reason
-        if not cause and backend.refusal is not None:
-            call = operator.call(*arguments) if call is None else call
-            cause = backend.refusal(call)
+    for name in (*ranking, *rule.order(device.type, c_in, c_out)):
+        cause = (_refusal(name, call) or banned(name, call)) if name in _BACKENDS else "it is not known"
         if not cause:
-            if causes and name == "reference":
-                _warn_slow(device_type, "; ".join(causes))
-            return backend.operators
+            if causes and name == "reference" and name not in ranking:
+                _warn_slow(device.type, "; ".join(dict.fromkeys(causes)))
+            return _BACKENDS[name].operators
         causes.append(f"{name}: {cause}")
     raise AssertionError("the reference is always available")
 

@@ -8,6 +8,7 @@ from support.small_network import Network, run
 from support.tolerances import GPU_BACKENDS, assert_close
 
 import pconv_ext
+from pconv_ext._backends import tables
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
@@ -120,3 +121,19 @@ def test_compiled_with_inductor(backend):
     expected = [tensor.clone() for tensor in run(network, x, mask)]
     for one, other in zip(run(compiled, x, mask), expected, strict=True):
         assert_close(one, other.double(), torch.float32, "compiled", backend)
+
+
+def test_autotune_measures_outside_of_a_capture_alone(backend, monkeypatch):
+    monkeypatch.setattr(tables, "KNOWN", {"": tables.Known(), "cuda:0": tables.Known()})
+    x, weight = torch.randn(1, 16, 9, 9, device="cuda"), kernel(16, 16, 3, device="cuda", dtype=torch.float32)
+    expected, _ = pconv_ext.partial_conv2d(x, None, weight)  # which compiles it
+    graph = torch.cuda.CUDAGraph()
+    with pconv_ext.set_autotune(True):
+        with torch.cuda.graph(graph):
+            out, _ = pconv_ext.partial_conv2d(x, None, weight)
+        assert not tables.KNOWN["cuda:0"].rows
+        graph.replay()
+        assert_close(out, expected.double(), torch.float32, "out", backend)
+        pconv_ext.partial_conv2d(x, None, weight)
+    (row,) = tables.KNOWN["cuda:0"].rows
+    assert {backend, "reference"} <= {name for name, _ in row.times}

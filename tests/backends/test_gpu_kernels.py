@@ -24,6 +24,7 @@ from support.tolerances import TF32, assert_close
 
 import pconv_ext
 from pconv_ext import _backends, reference
+from pconv_ext._backends import rule, tables
 
 BACKEND = "triton"  # in the place of whose kernels those of CUDA are put
 TRITON = pytest.param("triton", marks=pytest.mark.deep)
@@ -276,10 +277,12 @@ def test_every_configuration(kernels, dtype, monkeypatch):
 
 def test_auto_takes_it_first_where_it_can(monkeypatch):
     device = DEVICE_OF[BACKEND]
-    assert _backends._ORDER["cuda"][0] == BACKEND
-    monkeypatch.setitem(_backends._ORDER, device, (BACKEND, "reference"))
+    assert rule.order("cuda", 64, 64)[0] == BACKEND
+    monkeypatch.setattr(rule, "CPU", (BACKEND, "reference"))
+    monkeypatch.setattr(rule, "order", lambda *_: (BACKEND, "reference"))
     monkeypatch.setattr(_backends, "_warned", set())
-    monkeypatch.setattr(_backends.measured, "TABLE", {})  # what was measured faster would come first
+    place = tables.at(device, 0)
+    monkeypatch.setitem(tables.KNOWN, place, tables.Known())  # what was measured would come first
     layer, x = pconv_ext.MSFEF(3, 4).to(device), torch.randn(1, 3, 9, 9, device=device)
     with torch.profiler.profile() as profile, warnings.catch_warnings():
         warnings.filterwarnings("error", message="pconv_ext")

@@ -1,4 +1,4 @@
-"""The commands, one file each: train, evaluate, ablate, inpaint, serve, info, doctor.
+"""The commands, one file each: train, evaluate, ablate, inpaint, serve, info, doctor, tune.
 
 A command raises what the functions it calls raise. `run` makes one line on standard error of it and exits
 with 1; warnings are one line each too.
@@ -24,6 +24,7 @@ from .info import info
 from .inpaint import inpaint
 from .serve import serve
 from .train import train
+from .tune import tune
 
 app = typer.Typer(
     name="pconv-ext",
@@ -60,7 +61,7 @@ class _Command(TyperCommand):
             return super().invoke(context)
 
 
-for _command in (train, evaluate, ablate, inpaint, serve, info, doctor):
+for _command in (train, evaluate, ablate, inpaint, serve, info, doctor, tune):
     app.command(cls=_Command)(_command)
 
 

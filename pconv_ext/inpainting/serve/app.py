@@ -14,7 +14,7 @@ from PIL import ImageOps
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ... import info
+from ... import _machine
 from .. import _picture_files, _pictures
 from ..inpainter import FillOptions, Inpainter
 from .gate import Gate, Limits
@@ -42,7 +42,7 @@ def make_app(inpainter: Inpainter, hosts: list[str], limits: Limits = Limits()) 
     """
     # Or the parts of a request that are larger than 1 MB would be written to the disk.
     MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.body)
-    version = info.version("pconv_ext")
+    version = _machine.version("pconv_ext")
     app = FastAPI(title="pconv_ext", version=version, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, limits=limits)  # type: ignore[arg-type]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
