@@ -93,7 +93,7 @@ release-check: release
 		echo "release-check: installed in $$(( ($$(date +%s%N) - start) / 1000000 )) ms beside torch"
 	build/release-check/bin/pip install "$$(echo dist/release/*.whl)[test]" "torch==$$( \
 		build/release-check/bin/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
-	build/release-check/bin/python -m pconv_ext doctor
+	build/release-check/bin/pconv-ext doctor  # not python -m, which finds the sources here
 	build/release-check/bin/pytest $(ARGS)
 	rm -rf build/release-check
 
