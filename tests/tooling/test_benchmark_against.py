@@ -27,8 +27,8 @@ import torch.nn.functional as F
 def backends():
     return {"cpu": (True, "")}
 
-def partial_conv2d(x, mask, weight, bias, stride, padding, *, backend):
-    assert backend == "cpu"
+def partial_conv2d(x, mask, weight, bias, stride, padding, dilation, groups, *, backend):
+    assert (backend, dilation, groups) == ("cpu", 1, 1)
     count = F.conv2d(mask * torch.ones_like(x), torch.ones_like(weight[:1]), None, stride, padding)
     valid = count > 0
     ratio = torch.where(valid, FACTOR * weight[0].numel() / count.clamp(min=1), 0)

@@ -27,7 +27,7 @@ def tuned(machine=None, *, rows=20, bans=()):
 
     def row():
         sizes = [random.randrange(1, 512) for _ in range(4)]
-        times = ("reference", 1.0), ("cpu", 1.0 + random.random())
+        times = ("reference", 1.0), ("cpu", round(1.0 + random.random(), 2))
         dtype, direction = random.choice(("float32", "bfloat16")), random.choice((FORWARD, TRAINING))
         return Row(machine["capability"], "msfef", dtype, direction, *sizes, times)
 
