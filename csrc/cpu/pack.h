@@ -147,7 +147,16 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
     transpose(rows, columns, n, panel.width, out, n);
     for (int64_t o = 0; o < panel.width; ++o) {
       const int64_t at = ((o0 + o) * Cg + c_begin + c) * taps;
-      const T* v = out + o * n;
+      T* v = out + o * n;
+      if (p.dense_gradient && !add) {
+        const int64_t kh = p.geo.kh, kw = p.geo.kw;  // of all branches merged: this one's lies in the middle
+        const T* dense = p.dense_gradient + ((o0 + o) * Cg + c_begin + c) * kh * kw;
+        for (int64_t i = 0; i < cn; ++i)
+          for (int64_t y = 0; y < b.kh; ++y)
+            for (int64_t x = 0; x < b.kw; ++x)
+              v[(i * b.kh + y) * b.kw + x] +=
+                  dense[(i * kh + (kh - b.kh) / 2 + y) * kw + (kw - b.kw) / 2 + x];
+      }
       if (grad_scale) {
         const T* w = b.weight + at;
         Vec<T> sum{}, last_w{}, last_v{};

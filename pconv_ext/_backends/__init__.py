@@ -13,13 +13,14 @@ import torch
 
 from ..ops import Operator
 from ..ops.call import Call
-from . import cpu, cuda, first_use, measured, rule, tables, triton
+from . import cpu, cuda, dense, first_use, measured, rule, tables, triton
 from .backend import Backend
 
 _BACKENDS = {
     "cpu": cpu.BACKEND,
     "cuda": cuda.BACKEND,
     "triton": triton.BACKEND,
+    "dense": dense.BACKEND,
     "reference": Backend(None, None, ""),
 }
 

@@ -7,9 +7,14 @@ from support.tolerances import GPU_BACKENDS, assert_close
 import pconv_ext
 from pconv_ext import _backends, reference
 
-DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": _backends.triton.DEVICE_TYPE}
+DEVICE_OF = {"cpu": "cpu", "dense": "cpu", "cuda": "cuda", "triton": _backends.triton.DEVICE_TYPE}
 #: The most precise dtype of a backend.
-DTYPE_OF = {"cpu": torch.float64, "cuda": torch.float32, "triton": torch.float32}
+DTYPE_OF = {
+    "cpu": torch.float64,
+    "dense": torch.float32,
+    "cuda": torch.float32,
+    "triton": torch.float32,
+}
 #: Every compiled backend of this machine; "cpu" is always there, see conftest.py. Triton's interpreter is too
 #: slow for all tests: test_gpu_kernels.py has a selection for it.
 COMPILED = [
@@ -126,7 +131,7 @@ def emulated(backend):
 
 def _lacks(backend, args):
     """Whether `backend` does not offer this call."""
-    if backend not in GPU_BACKENDS:
+    if backend == "cpu":
         return False
     features = [args[name] for name in ("x", "x_low", "skip") if name in args]
     mask, stride = args.get("mask"), args.get("stride", 1)
@@ -134,6 +139,7 @@ def _lacks(backend, args):
     lacks = features[0].dtype == torch.float64
     lacks |= per_channel or args.get("groups", 1) > 1
     lacks |= len(features) > 1 and "x_low" not in args  # of several maps it up-samples the first
+    lacks |= len(features) > 1 and backend == "dense"
     if backend == "cuda":
         strides = stride if isinstance(stride, tuple) else (stride, stride)
         size = features[0].shape[2:]  # beyond it (no test pads so far) all strides are the same
