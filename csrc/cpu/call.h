@@ -54,7 +54,8 @@ class Call {
   std::tuple<Tensor, Tensor> forward(const std::vector<Tensor>& biases,
                                      const OptionalTensor& packed = std::nullopt) const;
   // Of a call of one plain source without groups, whose convolution with all branches merged another library
-  // computes: [Nm, 1, Ho, Wo] float, what the ratios make of it, 0 where they are too large or no pixel lives.
+  // computes: [Nm, 1, Ho, Wo] float, what the ratios make of it, 0 where they are too large or no pixel
+  // lives.
   Tensor dense_factors() const;
   // `out` holds that convolution, with the bias, and becomes the result: new_mask.
   Tensor complete_forward(const std::vector<Tensor>& biases, const Tensor& out) const;

@@ -63,6 +63,7 @@ _library.define(
     f"Tensor? scales, {_GEOMETRY}, Tensor packed) -> (Tensor, Tensor)"
 )
 _CALL = f"Tensor x, Tensor? mask, Tensor[] weights, Tensor[] biases, Tensor? scales, {_GEOMETRY}"
+_library.define("merge(Tensor[] weights, Tensor scales) -> Tensor")
 _library.define(f"dense_factors(Tensor x, Tensor? mask, Tensor[] weights, {_GEOMETRY}) -> Tensor")
 _library.define(f"complete_forward(Tensor(a!) out, {_CALL}) -> Tensor")
 _library.define(

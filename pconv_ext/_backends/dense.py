@@ -1,13 +1,14 @@
 """The dense backend: torch's own convolution of all branches merged, completed by the CPU engine.
 
-With ratios r_1..r_n (ascending windows) and merged kernels M_i = V_1 + ... + V_i an output is
-``r_n conv(M_n) + sum_{i<n} (r_i - r_{i+1}) conv(M_i)``. The first convolution is torch's, oneDNN where torch has
-it, of a masked copy of the features. The sum has terms at cut windows alone (those with a hole or a border in
-them): the engine computes them, directly, and scales what torch left there. Where r_n is large it would scale
-torch's rounding too, so there the engine computes all.
+With ratios r_1..r_n (ascending windows) and merged kernels M_i = V_1 + ... + V_i an output is ``r_n
+conv(M_n) + sum_{i<n} (r_i - r_{i+1}) conv(M_i)``. The first convolution is torch's (oneDNN's where torch
+has it) of a masked copy of the features. The sum has terms at cut windows alone, those with a hole or a
+border in them: the engine computes these and scales what torch left there. Where r_n is large that would
+scale torch's rounding too, so there the engine computes all. Calls that `_takes` leaves out are the
+engine's alone.
 
-What comes of torch is rounded to the dtype of the features, as are the merged weights: results in 16 bits have
-the errors of a convolution in 16 bits, where those of backend "cpu" have those of one rounding.
+What comes of torch is rounded to the dtype of the features, as are the merged weights: results in 16 bits
+have the errors of a convolution in 16 bits, where those of backend "cpu" have that of one rounding.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from .backend import Backend
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def refusal(call: Call) -> str:
-    """Why it cannot compute `call`; "" if it can."""
-    if len(call.sources) != 1 or call.sources[0].up:
-        return "it takes one feature map, of the size that windows move over"
-    if call.like.dtype not in _DTYPES:
-        return f"it computes in float32, bfloat16 and float16, x is {call.like.dtype}"
-    if call.geometry.groups != 1:
-        return f"it has no grouped convolution, groups is {call.geometry.groups}"
+def _takes(call: Call) -> bool:
+    """Whether torch's convolution has a part in `call`; the others are the CPU engine's alone.
+
+    Those are concatenations, which it would have to copy, groups, masks by channel and float64.
+    """
     mask = call.sources[0].mask
-    if mask is not None and mask.shape[1] != 1:
-        return f"it takes masks of one plane, mask has shape {list(mask.shape)}"
-    return ""
+    return (
+        len(call.sources) == 1
+        and call.like.dtype in _DTYPES
+        and call.geometry.groups == 1
+        and (mask is None or mask.shape[1] == 1)
+    )
 
 
 def _selected(call: Call) -> Tensor:
@@ -62,20 +63,11 @@ def _convolution(call: Call) -> tuple[Any, ...]:
 
 
 def _merged(call: Call) -> Tensor:
-    """sum_i a_i o W_i, each in the middle of the largest."""
-    if call.scales is None and len(call.weights) == 1:
+    """sum_i a_i o W_i, each window in the middle of the largest."""
+    if call.scales is None:
         return call.weights[0]
-    kh, kw = call.largest
-    first = call.weights[0]
-    merged = first.new_zeros((*first.shape[:2], kh, kw), dtype=torch.float32)
-    for i, weight in enumerate(call.weights):
-        h, w = weight.shape[2:]
-        middle = merged.narrow(2, (kh - h) // 2, h).narrow(3, (kw - w) // 2, w)
-        if call.scales is None:
-            middle.add_(weight)
-        else:
-            middle.addcmul_(weight.float(), call.scales[i].float().view(-1, 1, 1, 1))
-    return merged.to(first.dtype)
+    merged: Tensor = torch.ops.pconv_ext.merge(call.weights, call.scales)
+    return merged
 
 
 def _bias(call: Call) -> Tensor | None:
@@ -103,7 +95,8 @@ def _backward(call: Call, grad_out: Tensor, needs: Needs) -> Gradients:
     dense_input = dense_weight = x.new_empty([0])
     needs_input, needs_weight = needs.sources[0], needs.weights or needs.scales
     if needs_input or needs_weight:
-        factors = torch.ops.pconv_ext.dense_factors(x, mask, call.weights, *call.geometry)
+        windows = [weight[:1, :1] for weight in call.weights]  # sizes alone matter
+        factors = torch.ops.pconv_ext.dense_factors(x, mask, windows, *call.geometry)
         scaled = torch.where(factors > 0, grad_out, 0).mul_(factors).contiguous(memory_format=layout)
         selected = _selected(call)
         dense_input, dense_weight, _ = torch.ops.aten.convolution_backward(
@@ -126,24 +119,31 @@ def _backward(call: Call, grad_out: Tensor, needs: Needs) -> Gradients:
         *call.geometry,
         [needs_input, needs.weights, needs.biases, needs.scales],
     )
-    return Gradients([dense_input if needs_input else None], weights, biases, scales if needs.scales else None)
+    return Gradients(
+        [dense_input if needs_input else None], weights, biases, scales if needs.scales else None
+    )
 
 
 def _implementations(operator: ops.Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`operator` and its backward. An empty batch computes nothing: sums over it are zero."""
+    ours, ours_backward = (getattr(torch.ops.pconv_ext, name) for name in operator.names)
 
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(*arguments: Any) -> Any:
         call = operator.call(*arguments)
-        if call.like.shape[0] == 0:
-            return tree_map_only(Tensor, Tensor.zero_, operator.fake(*arguments))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if not _takes(call):
+                return ours(*arguments)
+            if call.like.shape[0] == 0:
+                return tree_map_only(Tensor, Tensor.zero_, operator.fake(*arguments))
             return _forward(call)
 
-    def backward(grad_out: Tensor, *saved: Any) -> tuple[Any, ...]:
+    def backward(grad_out: Tensor, *saved: Any) -> Any:
         call = operator.backward_call(saved[:-1])
-        if call.like.shape[0] == 0:
-            return tree_map_only(Tensor, Tensor.zero_, operator.fake_backward(grad_out, *saved))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if not _takes(call):
+                return ours_backward(grad_out, *saved)
+            if call.like.shape[0] == 0:
+                return tree_map_only(Tensor, Tensor.zero_, operator.fake_backward(grad_out, *saved))
             return operator.results(_backward(call, grad_out, operator.needs(saved[-1])), call.like)
 
     return forward, backward
@@ -153,4 +153,5 @@ _library = ops.register("pconv_ext_dense")
 for _operator in ops.OPERATORS.values():
     for _name, _kernel in zip(_operator.names, _implementations(_operator), strict=True):
         _library.impl(_name, _kernel, "CPU")
-BACKEND = Backend("cpu", torch.ops.pconv_ext_dense, cpu.BACKEND.reason, refusal)
+REASON = cpu.BACKEND.reason and "it needs backend 'cpu'"
+BACKEND = Backend("cpu", torch.ops.pconv_ext_dense, REASON)

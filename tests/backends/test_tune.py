@@ -130,7 +130,7 @@ def test_what_is_right_is_timed(operator, cache):
     assert {row.dtype for finding in found for row in finding.rows} == {"float32", "bfloat16"}
     for finding in found:
         for row in finding.rows:
-            assert {name for name, _ in row.times} == {"cpu", "reference"}
+            assert {name for name, _ in row.times} == {"cpu", "dense", "reference"}
             assert min(ratio for _, ratio in row.times) == 1
     (file,) = cache.iterdir()
     assert f"written to {file}" in text

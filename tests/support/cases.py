@@ -131,7 +131,7 @@ def emulated(backend):
 
 def _lacks(backend, args):
     """Whether `backend` does not offer this call."""
-    if backend == "cpu":
+    if backend not in GPU_BACKENDS:
         return False
     features = [args[name] for name in ("x", "x_low", "skip") if name in args]
     mask, stride = args.get("mask"), args.get("stride", 1)
@@ -139,7 +139,6 @@ def _lacks(backend, args):
     lacks = features[0].dtype == torch.float64
     lacks |= per_channel or args.get("groups", 1) > 1
     lacks |= len(features) > 1 and "x_low" not in args  # of several maps it up-samples the first
-    lacks |= len(features) > 1 and backend == "dense"
     if backend == "cuda":
         strides = stride if isinstance(stride, tuple) else (stride, stride)
         size = features[0].shape[2:]  # beyond it (no test pads so far) all strides are the same
