@@ -9,7 +9,7 @@ import torch
 
 import pconv_ext
 from pconv_ext import _backends, _machine
-from pconv_ext._backends import first_use, measured, tables
+from pconv_ext._backends import first_use, measured, rule, tables
 from pconv_ext._backends.measured import FORWARD, TRAINING, Row
 from pconv_ext._tuning import autotune, timing
 
@@ -265,6 +265,7 @@ def test_a_measurement_that_fails_is_told_once(told, monkeypatch):
 def test_a_banned_backend_is_not_measured(monkeypatch):
     known = tables.Known(bans={("cpu", "partial_conv2d", "float32"): "error 1, WRONG"})
     monkeypatch.setitem(tables.KNOWN, "cpu", known)
+    monkeypatch.setattr(rule, "CPU_MEASURED", ())
     monkeypatch.setattr(_backends, "_warned", set())
     with pconv_ext.set_autotune(True), pytest.warns(UserWarning, match="error 1, WRONG"):
         pconv_ext.partial_conv2d(*arguments())

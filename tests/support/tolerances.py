@@ -69,5 +69,5 @@ def assert_close(
     assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
     error = error_of(actual, expected)
     if limit is None:
-        limit = (TOLERANCES if backend == "cpu" else GPU_TOLERANCES)[dtype].relative
+        limit = (GPU_TOLERANCES if backend in (*GPU_BACKENDS, "dense") else TOLERANCES)[dtype].relative
     assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.1e}"
