@@ -266,6 +266,38 @@ static void write_panel(DType dtype, const T* pixels, int64_t columns, int64_t w
   for (int64_t c = 0; c < width; ++c) narrow(dtype, scratch.data() + c * n, n, out.data, base + c * H * W);
 }
 
+// As write_panel, on what a dense convolution left in `out`: it stays where leave(i) of pixel i, and else is
+// completed(dense, i, c) of what is there, for channel c of the panel.
+template <class T, class Leave, class Completed>
+static void complete_panel(DType dtype, int64_t width, const Target& out, int64_t C, int64_t H, int64_t W,
+                           const Slice& s, int64_t channel, const Leave& leave, const Completed& completed) {
+  const int64_t n = s.rows() * W;
+  if (out.channels_last) {
+    T row[kPanel<T>];
+    for (int64_t i = 0; i < n; ++i) {
+      if (leave(i)) continue;
+      const int64_t at = ((s.n * H + s.begin) * W + i) * C + channel;
+      widen(dtype, out.data, at, width, row);
+      for (int64_t c = 0; c < width; ++c) row[c] = completed(row[c], i, c);
+      narrow(dtype, row, width, out.data, at);
+    }
+    return;
+  }
+  constexpr int64_t kRun = 64;
+  T run[kRun];
+  for (int64_t i = 0, end; i < n; i = end) {
+    end = i + 1;
+    if (leave(i)) continue;
+    while (end < n && end - i < kRun && !leave(end)) ++end;
+    for (int64_t c = 0; c < width; ++c) {
+      const int64_t at = ((s.n * C + channel + c) * H + s.begin) * W + i;
+      widen(dtype, out.data, at, end - i, run);
+      for (int64_t j = i; j < end; ++j) run[j - i] = completed(run[j - i], j, c);
+      narrow(dtype, run, end - i, out.data, at);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pconv::PCONV_ISA
 PCONV_END_ISA

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <type_traits>
 
+#include "../pixel.h"
+
 namespace pconv {
 
 MaskedMap::MaskedMap(const Tensor& x_, const OptionalTensor& mask_, int up_) : x(x_), mask(mask_), up(up_) {
@@ -79,12 +81,37 @@ Tensor Call::pack() const {
   return size == 0 || engine<float>().pack(p) == size ? packed : none();
 }
 
-// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i, so that their
-// outputs never exist.
-std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_,
+std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases,
                                          const OptionalTensor& packed) const {
   const bool channels_last = maps_.back().x.channels_last;
   const Tensor out = empty_map(g_.N, g_.O, g_.Ho, g_.Wo, like().scalar_type(), channels_last);
+  forward_into(out, biases, packed, false);
+  return {out, new_mask()};
+}
+
+Tensor Call::complete_forward(const std::vector<Tensor>& biases, const Tensor& out) const {
+  forward_into(out, biases, std::nullopt, true);
+  return new_mask();
+}
+
+Tensor Call::dense_factors() const {
+  const int64_t plane = g_.Ho * g_.Wo, whole = windows_.whole.back();
+  const Tensor factors = empty_map(windows_.Nm, 1, g_.Ho, g_.Wo, ScalarType::Float, false);
+  float* to = mutable_data<float>(factors);
+  for (int64_t n = 0; n < windows_.Nm; ++n) {
+    const int32_t *smallest = windows_.counts(0, g_, n), *largest = windows_.counts(order_.size() - 1, g_, n);
+    for (int64_t i = 0; i < plane; ++i) {
+      const float ratio = ratio_of(static_cast<float>(whole), largest[i]);
+      *to++ = smallest[i] > 0 && ratio <= kDenseRatioLimit ? ratio : 0.0f;
+    }
+  }
+  return factors;
+}
+
+// With scales the branches are folded, V_i = a_i o W_i and beta = sum_i a_i o b_i, so that their
+// outputs never exist.
+void Call::forward_into(const Tensor& out, const std::vector<Tensor>& biases_, const OptionalTensor& packed,
+                        bool dense_given) const {
   const std::vector<Tensor> biases = to_compute(biases_);
   with_compute_type(like(), [&](auto zero) {
     using T = decltype(zero);
@@ -97,32 +124,52 @@ std::tuple<Tensor, Tensor> Call::forward(const std::vector<Tensor>& biases_,
       bias = folded.data();
     }
     Problem<T> p = problem<T>();
+    p.dense_given = dense_given;
     if constexpr (std::is_same_v<T, float>)
       if (packed) p.prepacked = {mutable_data<float>(*packed), packed->numel()};
-    engine<T>().forward(p, bias, target_of(out, channels_last));
+    engine<T>().forward(p, bias, target_of(out, maps_.back().x.channels_last));
   });
+}
+
+Tensor Call::new_mask() const {
   const auto masked =
       std::find_if(maps_.begin(), maps_.end(), [](const MaskedMap& map) { return bool(map.mask_dtype); });
   const ScalarType mask_dtype = masked == maps_.end() ? like().scalar_type() : *masked->mask_dtype;
-  return {out, updated_mask(g_, windows_, mask_dtype)};
+  return updated_mask(g_, windows_, mask_dtype);
+}
+
+Gradients Call::backward(const Tensor& grad_out, const std::vector<Tensor>& biases,
+                         const Needs& needs) const {
+  std::vector<Tensor> sources;
+  for (size_t i = 0; i < maps_.size(); ++i) {
+    const FeatureMap& x = maps_[i].x;
+    const Tensor empty = needs.sources[i] ? empty_map(x.size(0), x.size(1), x.size(2), x.size(3),
+                                                      like().scalar_type(), x.channels_last)
+                                          : none();
+    sources.push_back(empty);
+  }
+  return backward_into(sources, grad_out, biases, needs, std::nullopt);
+}
+
+Gradients Call::complete_backward(const Tensor& grad_out, const std::vector<Tensor>& biases,
+                                  const Needs& needs, const Tensor& dense_input,
+                                  const Tensor& dense_weight) const {
+  return backward_into({dense_input}, grad_out, biases, needs, to_compute(dense_weight));
 }
 
 // With G_i = dL/dV_i and s = sum m'_min dL/dy: dL/dW_i = a_i o G_i, dL/db_i = a_i o s, dL/da_i = <W_i, G_i> +
 // b_i o s.
-Gradients Call::backward(const Tensor& grad_out, const std::vector<Tensor>& biases_,
-                         const Needs& needs) const {
+Gradients Call::backward_into(std::vector<Tensor> sources, const Tensor& grad_out,
+                              const std::vector<Tensor>& biases_, const Needs& needs,
+                              const OptionalTensor& dense_weight) const {
   const FeatureMap grad(grad_out);
   const ScalarType dtype = like().scalar_type(), compute = compute_type(like());
-  Gradients result{{}, {}, {}, none()};
+  Gradients result{std::move(sources), {}, {}, none()};
   std::vector<Target> targets;
   bool features = false;
   for (size_t i = 0; i < maps_.size(); ++i) {
-    const FeatureMap& x = maps_[i].x;
     features |= needs.sources[i];
-    result.sources.push_back(
-        needs.sources[i] ? empty_map(x.size(0), x.size(1), x.size(2), x.size(3), dtype, x.channels_last)
-                         : none());
-    targets.push_back(needs.sources[i] ? target_of(result.sources[i], x.channels_last) : Target{});
+    targets.push_back(needs.sources[i] ? target_of(result.sources[i], maps_[i].x.channels_last) : Target{});
   }
   const size_t n = weights_.size();
   const bool needs_scales = needs.scales && scales_;
@@ -135,7 +182,9 @@ Gradients Call::backward(const Tensor& grad_out, const std::vector<Tensor>& bias
   if (needs_scales) result.scales = empty_like_dense(*scales_, compute);
   with_compute_type(like(), [&](auto zero) {
     using T = decltype(zero);
-    const Problem<T> p = problem<T>();
+    Problem<T> p = problem<T>();
+    p.dense_given = dense_weight.has_value();
+    if (dense_weight && dense_weight->numel()) p.dense_gradient = const_data<T>(*dense_weight);
     const Gradient gradient{grad.tensor.const_data_ptr(), grad.channels_last};
     if (features) engine<T>().grad_input(p, gradient, targets);
     if (!needs.weights && !needs.biases && !needs_scales) return;

@@ -53,6 +53,16 @@ class Call {
   // out, new_mask. Without `packed` that fit, the weights are packed again.
   std::tuple<Tensor, Tensor> forward(const std::vector<Tensor>& biases,
                                      const OptionalTensor& packed = std::nullopt) const;
+  // Of a call of one plain source without groups, whose convolution with all branches merged another library
+  // computes: [Nm, 1, Ho, Wo] float, what the ratios make of it, 0 where they are too large or no pixel
+  // lives.
+  Tensor dense_factors() const;
+  // `out` holds that convolution, with the bias, and becomes the result: new_mask.
+  Tensor complete_forward(const std::vector<Tensor>& biases, const Tensor& out) const;
+  // As `backward`; `dense_input` and `dense_weight` hold the gradients of that convolution where the gradient
+  // that came in is scaled by the factors. The former becomes the gradient of the source.
+  Gradients complete_backward(const Tensor& grad_out, const std::vector<Tensor>& biases, const Needs& needs,
+                              const Tensor& dense_input, const Tensor& dense_weight) const;
   // With biases where there are scales, whose gradient needs them.
   Gradients backward(const Tensor& grad_out, const std::vector<Tensor>& biases, const Needs& needs) const;
 
@@ -72,6 +82,12 @@ class Call {
   }
   template <class T>
   Problem<T> problem() const;
+  void forward_into(const Tensor& out, const std::vector<Tensor>& biases, const OptionalTensor& packed,
+                    bool dense_given) const;
+  Tensor new_mask() const;
+  Gradients backward_into(std::vector<Tensor> sources, const Tensor& grad_out,
+                          const std::vector<Tensor>& biases, const Needs& needs,
+                          const OptionalTensor& dense_weight) const;
 };
 
 // The gradient of an operator's only weight or bias.

@@ -39,7 +39,7 @@ class Forward {
         g_(p.geo),
         bias_(bias),
         out_(out),
-        limit_(parts.empty() ? T(0) : kRatioLimit<T>),
+        limit_(ratio_limit(p, !parts.empty(), kRatioLimit<T>)),
         threads_(thread_count()),
         views_(parts.empty() ? make_views(p) : make_views(p, readings(parts, p.sources.size()))),
         passes_(make_passes(p, views_)),
@@ -49,15 +49,15 @@ class Forward {
         chunk_(channels_at_once(parts)),
         rows_at_once_(tile_rows(parts)),
         layout_(passes_, chunk_, whole_) {
-    if (!parts.empty()) {
-      dense_passes_ = winograd_passes(p);
+    if (limit_ > T(0)) {
+      if (!p.dense_given) dense_passes_ = winograd_passes(p);
       if (!whole && !any_ratio_above(p, limit_)) passes_ = corrections(passes_);
       layout_ = Layout(passes_, chunk_, whole_);
     }
     for (const WinogradPart<T>& part : parts) dense_.emplace_back(p, part, views_, chunk_);
     for (const Pass& pass : passes_)
       taps_.push_back(forward_taps(views_[pass.source], pass, chunk_[pass.source]));
-    if (parts.empty())
+    if (parts.empty() && reads_features())
       for (size_t source = 0; source < views_.size(); ++source)
         for (int64_t c = 0; c < views_[source].g.Cg(); c += chunk_[source])
           chunks_.push_back({source, c, 0, nullptr});
@@ -139,6 +139,7 @@ class Forward {
     return reduction_rows(passes_, views_) * panels_.columns * static_cast<int64_t>(sizeof(T)) >
            row_bytes() * g_.N * g_.Ho;
   }
+  bool reads_features() const { return !passes_.empty() || !dense_.empty(); }
   int64_t row_bytes() const { return (g_.sh * g_.Wp * g_.C + g_.Wo * kPanel<T>)*sizeof(T); }
   std::vector<int64_t> channels_at_once(const Parts& parts) const {
     std::vector<int64_t> chunk;
@@ -168,7 +169,7 @@ class Forward {
   LoadedBand load(const Band& band, T* memory, T* operand, bool threads) {
     std::vector<FeatureBand<T>> features = make_features(p_, views_, band, chunk_, memory);
     for (const FeatureBand<T>& source : features)
-      if (!load_features(p_, source, threads, !dense_.empty())) moderate_ = false;
+      if (reads_features() && !load_features(p_, source, threads, !dense_.empty())) moderate_ = false;
     ForwardRows<T> rows(p_, passes_, taps_, band, features, limit_);
     LoadedBand loaded{std::move(features), std::move(rows), {}};
     for (const WinogradForward<T>& part : dense_) {
@@ -225,9 +226,21 @@ class Forward {
               std::vector<T>& scratch) const {
     const int64_t columns = panel.vectors * kLanes<T>;
     for (int32_t pixel : loaded.rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
+    const int64_t channel = panel.group * g_.Og() + panel.first;
+    const T* factor = loaded.rows.factor.data();  // of each pixel where there is a dense product
     for (const Slice& s : band) {
-      write_panel(p_.dtype, results, columns, panel.width, out_, g_.O, g_.Ho, g_.Wo, s,
-                  panel.group * g_.Og() + panel.first, scratch);
+      if (p_.dense_given) {
+        const auto completed = [&](T dense, int64_t i, int64_t c) {
+          const T own = results[i * columns + c], bias = bias_ ? bias_[channel + c] : T(0);
+          return factor[i] == T(0) ? own : factor[i] * (dense - bias) + own;
+        };
+        complete_panel<T>(
+            p_.dtype, panel.width, out_, g_.O, g_.Ho, g_.Wo, s, channel,
+            [&](int64_t i) { return factor[i] == T(1); }, completed);
+        factor += s.rows() * g_.Wo;
+      } else {
+        write_panel(p_.dtype, results, columns, panel.width, out_, g_.O, g_.Ho, g_.Wo, s, channel, scratch);
+      }
       results += s.rows() * g_.Wo * columns;
     }
   }
@@ -327,6 +340,10 @@ template <class T>
 static void forward(const Problem<T>& p, const T* bias, Target out) {
   const Geometry& g = p.geo;
   if (g.pixels() == 0 || g.O == 0) return;
+  if (p.dense_given) {
+    Forward<T>(p, bias, out, {}).run();
+    return;
+  }
   if (is_depthwise(p)) return forward_depthwise(p, bias, out);
   if (g.pixels() <= kDotPixels) return forward_dots(p, bias, out);
   if (has_few_outputs(p)) return forward_few_outputs(p, bias, out);

@@ -52,7 +52,7 @@ class GradInput {
         view_(view),
         source_(source),
         out_(out),
-        limit_(w ? kRatioLimitOfInput<T> : T(0)),
+        limit_(ratio_limit(p, w != nullptr, kRatioLimitOfInput<T>)),
         threads_(thread_count()),
         rows_(source.up, source.H, g_.Ho, g_.kh, g_.sh, g_.dh, g_.pt),
         cols_(source.up, source.W, g_.Wo, g_.kw, g_.sw, g_.dw, g_.pl),
@@ -60,10 +60,12 @@ class GradInput {
     Problem<T> alone = p;  // read at full resolution: its passes only say what is scaled and merged
     alone.sources.assign(1, Source{});
     passes_ = make_passes(alone, make_views(alone));
-    if (w) {
+    if (limit_ > T(0)) {
       const std::vector<Pass> dense = winograd_passes(alone);
       if (!any_ratio_above(p, limit_)) passes_ = corrections(passes_);
       passes_.insert(passes_.begin(), dense.begin(), dense.end());
+    }
+    if (w) {
       rows_.tiles = source.up ? AxisTiles::over_upsampled(w->m, w->r, g_.kh)
                               : AxisTiles::of_residues(w->m, w->r, w->stride, w->short_h, g_.pt);
       cols_.tiles = source.up ? AxisTiles::over_upsampled(w->m, w->r, g_.kw)
@@ -149,10 +151,11 @@ class GradInput {
       loaded.slices[i] = std::make_unique<GradientBand<T>>(
           p_, rows_, cols_, passes_, grad_, band[i], limit_, gradient + at[i],
           rest + (passes_.size() - 1) * at[i], chunk_, loaded.plane);
-      if (!loaded.slices[i]->all_moderate) moderate_ = false;
+      if (dense_ && !loaded.slices[i]->all_moderate) moderate_ = false;
     });
     loaded.rows.passes.resize(passes_.size());
     int32_t pixel = 0;
+    if (p_.dense_given) loaded.rows.reach.assign(band_rows(band) * source_.W, kNone);
     for (size_t i = 0; i < band.size(); ++i) {
       loaded.rows.add(source_, rows_, cols_, passes_, tables_, band[i], *loaded.slices[i], pixel);
       if (dense_) dense_->add_tiles(band[i], *loaded.slices[i], pixel, loaded.tiles);
@@ -192,9 +195,20 @@ class GradInput {
     const int64_t columns = panel.vectors * kLanes<T>;
     if (dense_) dense_->finish(panel, loaded.tiles, products, pixels_, results);
     for (int32_t pixel : loaded.rows.dead) std::fill_n(results + pixel * columns, columns, T(0));
+    const int64_t channel = panel.group * view_.g.Cg() + panel.first;
+    const uint8_t* reach = loaded.rows.reach.data();
     for (const Slice& s : band) {
-      write_grad_input(p_.dtype, source_, results, columns, panel.width, out_, s,
-                       panel.group * view_.g.Cg() + panel.first, scratch);
+      if (p_.dense_given) {
+        complete_panel<T>(
+            p_.dtype, panel.width, out_, source_.C, source_.H, source_.W, s, channel,
+            [&](int64_t i) { return reach[i] == kNone; },
+            [&](T dense, int64_t i, int64_t c) {
+              return reach[i] == kHole ? T(0) : dense + results[i * columns + c];
+            });
+        reach += s.rows() * source_.W;
+      } else {
+        write_grad_input(p_.dtype, source_, results, columns, panel.width, out_, s, channel, scratch);
+      }
       results += s.rows() * source_.W * columns;
     }
   }
@@ -293,8 +307,12 @@ static Geometry gathered(const Geometry& g, const Source& source) {
 
 template <class T>
 static void grad_input(const Problem<T>& p, Gradient grad, const std::vector<Target>& out) {
-  if (is_depthwise(p)) return grad_input_depthwise(p, grad, out[0]);
   const std::vector<View> views = make_views(p);
+  if (p.dense_given) {
+    GradInput<T>(p, grad, views[0], p.sources[0], out[0], nullptr).run();
+    return;
+  }
+  if (is_depthwise(p)) return grad_input_depthwise(p, grad, out[0]);
   for (size_t i = 0; i < views.size(); ++i) {
     const Source& source = p.sources[i];
     if (!out[i].data || p.geo.N * source.H * source.W * source.C == 0) continue;

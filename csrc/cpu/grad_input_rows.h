@@ -144,11 +144,15 @@ struct GradientBand {
   }
 };
 
+// What becomes of a pixel whose dense part is given: nothing, a sum, or 0.
+enum Reach : uint8_t { kNone, kSum, kHole };
+
 // Rows of every pass and class over a band of input rows; `dead` are the pixels that no gradient reaches.
 template <class T>
 struct InputRows {
   std::vector<TileList<T>> passes;
   std::vector<int32_t> dead;
+  std::vector<uint8_t> reach;  // of every pixel where the dense part is given, else empty
 
   void add(const Source& source, const Axis& row_axis, const Axis& col_axis, const std::vector<Pass>& list,
            const std::vector<std::vector<ClassTaps>>& tables, const Slice& s, const GradientBand<T>& gradient,
@@ -169,11 +173,13 @@ struct InputRows {
             if (col_axis.class_of[w] != b) continue;
             const int64_t c = col_axis.base(w) + gradient.left;
             const int32_t pixel = first_pixel + static_cast<int32_t>((h - s.begin) * W + w);
+            if (!reach.empty() && mask && !mask[w]) reach[pixel] = kHole;
             const bool seen = (!mask || mask[w]) && !t.table.taps.empty();
             uint64_t hit = kAllTaps;
             if (seen && bits)
               hit = t.used & window_bits(gradient.mark(k, r + t.top) + c + t.left, gradient.mark_stride,
                                          t.bit_rows, t.bit_cols);
+            if (seen && hit && list[k].kind != Pass::kWinograd && !reach.empty()) reach[pixel] = kSum;
             if (seen && hit)
               rows.push_back({gradient.row(k, r) + c * gradient.chunk, pixel, T(1), hit});
             else if (k == 0)

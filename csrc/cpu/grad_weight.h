@@ -31,13 +31,13 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
                            T* grad_sum) {
   const Geometry& g = p.geo;
   const bool by_winograd = !parts.empty();
-  const T limit = by_winograd ? kRatioLimit<T> : T(0);
+  const T limit = ratio_limit(p, by_winograd, kRatioLimit<T>);
   const std::vector<View> views =
       by_winograd ? make_views(p, readings(parts, p.sources.size())) : make_views(p);
   std::vector<Pass> passes = make_passes(p, views);
+  if (limit > T(0) && !any_ratio_above(p, limit)) passes = corrections(passes);
   if (by_winograd) {
     const std::vector<Pass> dense = winograd_passes(p);
-    if (!any_ratio_above(p, limit)) passes = corrections(passes);
     passes.insert(passes.begin(), dense.begin(), dense.end());
   }
   const Panels panels = make_panels<T>(g.groups, g.Og());
@@ -135,7 +135,8 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
         const WeightBand<T> band(p, passes, panels, grad, bands[i], features, limit, false,
                                  grad_sum ? channel_sums[copy].data() : nullptr);
         if (!any) continue;
-        for (const FeatureBand<T>& source : features) load_features(p, source, false);
+        for (const FeatureBand<T>& source : features)
+          if (!passes.empty()) load_features(p, source, false);
         for (const Panel& panel : panels.list)
           for (const Chunk& chunk : chunks)
             accumulate_chunk(band, features, panel, chunk, mine + layout.rows * panel.column);
@@ -157,7 +158,7 @@ static bool grad_weight_by(const std::vector<WinogradPart<T>>& parts, const Prob
       if (!any) continue;
       bool all_moderate = band.all_moderate;
       for (const FeatureBand<T>& source : features)
-        all_moderate &= load_features(p, source, true, by_winograd);
+        if (!passes.empty()) all_moderate &= load_features(p, source, true, by_winograd);
       if (by_winograd && !all_moderate) return false;
       // Chunks from the first-th on: `part` sums them, if there is one.
       const auto sum_chunks = [&](size_t first, size_t count, const WinogradGradWeight<T>* part,
@@ -219,6 +220,10 @@ static void grad_weight(const Problem<T>& p, Gradient grad, const std::vector<T*
       if (grad_scales[i]) std::fill_n(grad_scales[i], g.O, T(0));
     }
     if (grad_sum) std::fill_n(grad_sum, g.O, T(0));
+    return;
+  }
+  if (p.dense_given) {
+    grad_weight_by<T>({}, p, grad, grad_weights, grad_scales, grad_sum);
     return;
   }
   if (is_depthwise(p)) return grad_weight_depthwise(p, grad, grad_weights[0], grad_sum);

@@ -110,6 +110,21 @@ static void pack_grad_input(const Problem<T>& p, const std::vector<PackTarget<T>
   }
 }
 
+// The dense part of the gradient of `count` windows [kh, kw] of a branch, in the middle of those of all
+// merged.
+template <class T>
+static void add_dense_gradient(const Problem<T>& p, const Branch<T>& b, int64_t first, int64_t count, T* v) {
+  const int64_t kh = p.geo.kh, kw = p.geo.kw;
+  const T* dense = p.dense_gradient + first * kh * kw + (kh - b.kh) / 2 * kw + (kw - b.kw) / 2;
+  if (b.kh == kh && b.kw == kw) {  // one run
+    for (int64_t i = 0; i < count * kh * kw; ++i) v[i] += dense[i];
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i, dense += kh * kw)
+    for (int64_t y = 0; y < b.kh; ++y, v += b.kw)
+      for (int64_t x = 0; x < b.kw; ++x) v[x] += dense[y * kw + x];
+}
+
 // dL/dW = a o dL/dV and the panel's part of dL/da = <W, dL/dV>, input channels [c_begin, c_begin + chunk) of
 // the group. dL/dV sums what the passes of that source left where the tap was placed: `grads[pass]` is [slots
 // * chunk, columns] (null for other sources) in each of `copies` partial sums, `copy_stride` apart. `add`
@@ -126,6 +141,9 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
   T* rows = scratch.sized(step * taps * (columns + panel.width));
   T* out = rows + step * taps * columns;
   std::vector<bool> seen(taps);
+  bool placed = false;
+  for (size_t k = 0; k < passes.size(); ++k)
+    placed |= grads[k] && !passes[k].placements.of_branch[branch].empty();
   Vec<T> products[kPanel<T>];  // of weights and gradients, summed over the chunk
   for (int64_t c = 0; c < chunk; c += step) {
     const int64_t cn = std::min(step, chunk - c), n = cn * taps;
@@ -141,13 +159,17 @@ static void unpack_grad_weight(const Problem<T>& p, const std::vector<Pass>& pas
           }
           seen[at.tap] = true;
         }
-    for (int64_t t = 0; t < taps; ++t)  // a tap that no window of the image can use
+    for (int64_t t = 0; placed && t < taps; ++t)  // a tap that no window of the image can use
       for (int64_t i = 0; i < cn && !seen[t]; ++i)
         std::fill_n(rows + (i * taps + t) * columns, columns, T(0));
-    transpose(rows, columns, n, panel.width, out, n);
+    if (placed)
+      transpose(rows, columns, n, panel.width, out, n);
+    else
+      std::fill_n(out, n * panel.width, T(0));
     for (int64_t o = 0; o < panel.width; ++o) {
       const int64_t at = ((o0 + o) * Cg + c_begin + c) * taps;
-      const T* v = out + o * n;
+      T* v = out + o * n;
+      if (p.dense_gradient && !add) add_dense_gradient(p, b, ((o0 + o) * Cg + c_begin + c), cn, v);
       if (grad_scale) {
         const T* w = b.weight + at;
         Vec<T> sum{}, last_w{}, last_v{};

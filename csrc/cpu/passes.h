@@ -181,6 +181,12 @@ constexpr T kRatioLimit = T(3);
 template <class T>
 constexpr T kRatioLimitOfInput = T(3.1);
 
+// The largest ratio in a dense product that is not the direct passes'; 0 where there is none.
+template <class T>
+static T ratio_limit(const Problem<T>& p, bool winograd, T limit) {
+  return p.dense_given ? T(kDenseRatioLimit) : winograd ? limit : T(0);
+}
+
 // Ratios of one output pixel. `scale(pass)` is the factor of the pass there, 0 where the pass has nothing to
 // add. A pixel with a ratio above `limit` takes no part in Winograd's products, whose error it would amplify:
 // that error follows the tile and not the window.

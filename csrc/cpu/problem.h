@@ -82,6 +82,11 @@ struct Prepacked {
   int64_t size = 0;
 };
 
+// Where another library has convolved all windows with the branches merged and summed: the largest ratio of a
+// window that its convolution serves. Its results have the dtype of the features, and their rounding is
+// multiplied by the ratio.
+constexpr int kDenseRatioLimit = 4;
+
 template <class T>
 struct Problem {
   DType dtype;  // of the feature maps; T computes
@@ -90,6 +95,9 @@ struct Problem {
   std::vector<Branch<T>> branches;  // by ascending window
   const Windows* windows;
   Prepacked<T> prepacked = {};
+  // Outputs and gradients of inputs hold the dense part already, and are completed.
+  bool dense_given = false;
+  const T* dense_gradient = nullptr;  // [O, C, kh, kw], the dense part of gradients of weights
 };
 
 // A feature map to be written, in the dtype of the problem.

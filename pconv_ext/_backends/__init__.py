@@ -13,13 +13,14 @@ import torch
 
 from ..ops import Operator
 from ..ops.call import Call
-from . import cpu, cuda, first_use, measured, rule, tables, triton
+from . import cpu, cuda, dense, first_use, measured, rule, tables, triton
 from .backend import Backend
 
 _BACKENDS = {
     "cpu": cpu.BACKEND,
     "cuda": cuda.BACKEND,
     "triton": triton.BACKEND,
+    "dense": dense.BACKEND,
     "reference": Backend(None, None, ""),
 }
 
@@ -84,10 +85,14 @@ def choose(operator: Operator, arguments: tuple[Any, ...], backend: str) -> Any:
 def candidates(call: Call, names: Iterable[str] | None = None) -> dict[str, str]:
     """Backends for a call, and why one cannot compute it; "" if it can, also where it is banned.
 
-    `names` by default those that the rule has for the device, in its order.
+    `names` by default those that the rule has for the device, in its order, and then those that only a
+    measurement chooses.
     """
-    c_in, c_out, _ = measured.size_of(call)
-    names = rule.order(call.like.device.type, c_in, c_out) if names is None else names
+    if names is None:
+        device_type, (c_in, c_out, _) = call.like.device.type, measured.size_of(call)
+        names = rule.order(device_type, c_in, c_out)
+        if device_type == "cpu":
+            names = (*names, *rule.CPU_MEASURED)
     return {name: _refusal(name, call) for name in names}
 
 

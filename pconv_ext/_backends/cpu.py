@@ -62,4 +62,12 @@ _library.define(
     "forward_packed(Tensor[] features, Tensor?[] masks, bool[] up, Tensor[] weights, Tensor[] biases, "
     f"Tensor? scales, {_GEOMETRY}, Tensor packed) -> (Tensor, Tensor)"
 )
+_CALL = f"Tensor x, Tensor? mask, Tensor[] weights, Tensor[] biases, Tensor? scales, {_GEOMETRY}"
+_library.define("merge(Tensor[] weights, Tensor scales) -> Tensor")
+_library.define(f"dense_factors(Tensor x, Tensor? mask, Tensor[] weights, {_GEOMETRY}) -> Tensor")
+_library.define(f"complete_forward(Tensor(a!) out, {_CALL}) -> Tensor")
+_library.define(
+    f"complete_backward(Tensor(a!) dense_input, Tensor dense_weight, Tensor grad_out, {_CALL}, bool[] needs) "
+    "-> (Tensor[], Tensor[], Tensor)"
+)
 BACKEND = Backend("cpu", torch.ops.pconv_ext, _load())

@@ -1,7 +1,9 @@
 """Which backend "auto" tries first where nothing was measured: a rule of counts, and its reasons.
 
 On a processor the compiled kernels: they read features once and build no masked copy, where the reference
-makes a pass over memory for each step of the formula.
+makes a pass over memory for each step of the formula. "dense" makes one too, for torch's convolution: a
+measurement may prefer it, no count does. In float32 Winograd's products are faster, and in 16 bits it
+depends on the processor (one with AMX multiplies bfloat16 many times as fast) and on the layer.
 
 On a GPU it depends on how many channels there are to multiply, C_in and C_out:
 
@@ -23,6 +25,8 @@ FEW = 8
 
 #: For a processor, whatever the channels.
 CPU = ("cpu", "reference")
+#: What is measured there besides.
+CPU_MEASURED = ("dense",)
 _FEW_CHANNELS = ("cuda", "triton", "reference")
 _MANY_CHANNELS = ("triton", "cuda", "reference")
 

@@ -17,6 +17,8 @@ from .problems import Arguments, Problem
 #: whose operands are of that dtype too.
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 GPU_LIMITS = {torch.float32: 2e-2, torch.bfloat16: 4e-2, torch.float16: 5e-3}
+#: What torch's convolution of merged weights adds: it rounds them and its result.
+DENSE_LIMITS = GPU_LIMITS | {torch.float32: LIMITS[torch.float32]}
 #: What kernels compute in, by device.
 DTYPES = {"cpu": tuple(LIMITS), "cuda": tuple(GPU_LIMITS)}
 
@@ -96,7 +98,8 @@ def check(backend: str, true: Truth, limit: float) -> Check:
 
 def limit_of(dtype: torch.dtype, backend: str) -> float:
     """How large an error may be, on small maps; infinite where no kernel of a GPU computes in that dtype."""
-    return (LIMITS if backend == "cpu" else GPU_LIMITS).get(dtype, float("inf"))
+    limits = {"cpu": LIMITS, "dense": DENSE_LIMITS}.get(backend, GPU_LIMITS)
+    return limits.get(dtype, float("inf"))
 
 
 def _results(

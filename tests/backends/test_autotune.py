@@ -9,7 +9,7 @@ import torch
 
 import pconv_ext
 from pconv_ext import _backends, _machine
-from pconv_ext._backends import first_use, measured, tables
+from pconv_ext._backends import first_use, measured, rule, tables
 from pconv_ext._backends.measured import FORWARD, TRAINING, Row
 from pconv_ext._tuning import autotune, timing
 
@@ -53,7 +53,7 @@ def test_a_call_is_measured_once_for_each_direction_and_told(told):
     assert [row.call for row in rows()] == [
         (*call, direction, 3, 5, 9, 2 * 81) for direction in (FORWARD, TRAINING)
     ]
-    assert all({name for name, _ in row.times} == {"cpu", "reference"} for row in rows())
+    assert all({name for name, _ in row.times} == {"cpu", "dense", "reference"} for row in rows())
     assert len(told()) == 2
     assert told()[0].startswith("partial_conv2d float32, forward, channels 3 -> 5, 9 taps, 162 pixels: ")
     out.sum().backward()
@@ -68,7 +68,7 @@ def test_nothing_is_measured_unless_asked(told):
 def test_what_was_measured_is_followed(monkeypatch):
     """Also when it is off again."""
     given, calls = arguments(), []
-    slow = {"cpu": 5.0, "reference": 1.0}
+    slow = {"cpu": 5.0, "dense": 6.0, "reference": 1.0}
     monkeypatch.setattr(
         timing, "interleaved", lambda steps, *_: {step.name: [slow[step.name]] for step in steps}
     )
@@ -265,6 +265,7 @@ def test_a_measurement_that_fails_is_told_once(told, monkeypatch):
 def test_a_banned_backend_is_not_measured(monkeypatch):
     known = tables.Known(bans={("cpu", "partial_conv2d", "float32"): "error 1, WRONG"})
     monkeypatch.setitem(tables.KNOWN, "cpu", known)
+    monkeypatch.setattr(rule, "CPU_MEASURED", ())
     monkeypatch.setattr(_backends, "_warned", set())
     with pconv_ext.set_autotune(True), pytest.warns(UserWarning, match="error 1, WRONG"):
         pconv_ext.partial_conv2d(*arguments())

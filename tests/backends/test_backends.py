@@ -30,10 +30,10 @@ CALLS = {
 every_call = pytest.mark.parametrize(("name", "call"), CALLS.items(), ids=CALLS.keys())
 
 
-def test_backends_reports_all_four():
+def test_backends_reports_all():
     states = pconv_ext.backends()
-    assert list(states) == ["cpu", "cuda", "triton", "reference"]
-    assert states["cpu"] == states["reference"] == (True, "")
+    assert list(states) == ["cpu", "cuda", "triton", "dense", "reference"]
+    assert states["cpu"] == states["dense"] == states["reference"] == (True, "")
     for available, reason in states.values():
         assert available == (reason == "")
         assert "\n" not in reason

@@ -13,7 +13,7 @@ from support.cases import DEVICE_OF, every_backend
 
 import pconv_ext
 from pconv_ext import _backends, _machine, info, ops
-from pconv_ext._backends import measured, tables
+from pconv_ext._backends import measured, rule, tables
 from pconv_ext._backends.measured import FORWARD, TRAINING
 from pconv_ext._tuning import problems, timing, tune
 from pconv_ext._tuning.problems import of_shape
@@ -130,7 +130,7 @@ def test_what_is_right_is_timed(operator, cache):
     assert {row.dtype for finding in found for row in finding.rows} == {"float32", "bfloat16"}
     for finding in found:
         for row in finding.rows:
-            assert {name for name, _ in row.times} == {"cpu", "reference"}
+            assert {name for name, _ in row.times} == {"cpu", "dense", "reference"}
             assert min(ratio for _, ratio in row.times) == 1
     (file,) = cache.iterdir()
     assert f"written to {file}" in text
@@ -144,6 +144,7 @@ def test_what_is_right_is_timed(operator, cache):
     "spoil", [lambda out: out * 1.001, lambda out: out.index_fill(3, torch.tensor(1), 9.0)]
 )
 def test_what_is_wrong_is_banned(operator, spoil, monkeypatch):
+    monkeypatch.setattr(rule, "CPU_MEASURED", ())
     wrong_backend.plant(monkeypatch, operator, spoil)
     found, text = tuned(*SMALL.values(), SMALL[operator].replace(":2x", ":1x"))
     bans = {ban[:3] for finding in found for ban in finding.bans}
@@ -168,6 +169,7 @@ def test_what_raises_is_banned_and_what_is_mended_is_not(monkeypatch):
     def fail(out):
         raise RuntimeError("no kernel image\nis available")
 
+    monkeypatch.setattr(rule, "CPU_MEASURED", ())
     with monkeypatch.context() as patch:
         wrong_backend.plant(patch, "msfef", fail)
         _, text = tuned(SMALL["msfef"], SMALL["partial_conv2d"])
@@ -233,6 +235,7 @@ def test_an_interruption_leaves_what_was_measured(monkeypatch):
 
 
 def test_a_refusal_is_no_ban(monkeypatch):
+    monkeypatch.setattr(rule, "CPU_MEASURED", ())
     refusing = _backends._BACKENDS["cpu"]._replace(refusal=lambda call: "too wide")
     monkeypatch.setitem(_backends._BACKENDS, "cpu", refusing)
     found, _ = tuned(SMALL["msfef"])

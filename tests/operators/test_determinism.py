@@ -30,7 +30,7 @@ def threads():
 #: Of threads: they are the CPU's.
 every_count = pytest.mark.parametrize(
     ("backend", "count"),
-    [(name, count) for name in COMPILED for count in (1, 2, 5) if name == "cpu" or count == 1],
+    [(name, count) for name in COMPILED for count in (1, 2, 5) if name in ("cpu", "dense") or count == 1],
 )
 
 

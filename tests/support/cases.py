@@ -7,9 +7,14 @@ from support.tolerances import GPU_BACKENDS, assert_close
 import pconv_ext
 from pconv_ext import _backends, reference
 
-DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": _backends.triton.DEVICE_TYPE}
+DEVICE_OF = {"cpu": "cpu", "dense": "cpu", "cuda": "cuda", "triton": _backends.triton.DEVICE_TYPE}
 #: The most precise dtype of a backend.
-DTYPE_OF = {"cpu": torch.float64, "cuda": torch.float32, "triton": torch.float32}
+DTYPE_OF = {
+    "cpu": torch.float64,
+    "dense": torch.float32,
+    "cuda": torch.float32,
+    "triton": torch.float32,
+}
 #: Every compiled backend of this machine; "cpu" is always there, see conftest.py. Triton's interpreter is too
 #: slow for all tests: test_gpu_kernels.py has a selection for it.
 COMPILED = [

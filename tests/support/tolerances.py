@@ -33,8 +33,8 @@ TOLERANCES = {
         1e-3, "a float32 result rounded once: at most 2^-11 = 4.9e-4 of it, measured 3.9e-4; times 2"
     ),
 }
-#: The GPU's backends fold the weights and scale the gradients in the dtype of the tensor cores' operands, so
-#: every product carries roundings of its own, which average out in the sum.
+#: The GPU's backends and "dense" fold the weights and scale the gradients in the dtype of the products'
+#: operands, so every product carries roundings of its own, which average out in the sum.
 GPU_TOLERANCES = TOLERANCES | {
     torch.bfloat16: Tolerance(
         4e-2, "a result and two operands rounded, 2^-8 each; on tiny maps measured 2.2e-2, times 2"
@@ -69,5 +69,5 @@ def assert_close(
     assert actual.isfinite().all(), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
     error = error_of(actual, expected)
     if limit is None:
-        limit = (GPU_TOLERANCES if backend in GPU_BACKENDS else TOLERANCES)[dtype].relative
+        limit = (GPU_TOLERANCES if backend in (*GPU_BACKENDS, "dense") else TOLERANCES)[dtype].relative
     assert error <= limit, f"{what}: error {error:.2e} of its scale, {dtype} allows {limit:.1e}"
