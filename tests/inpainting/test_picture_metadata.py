@@ -97,7 +97,7 @@ def test_profiles_of_formats_that_lose_a_little(fill, kind):
     before, after = fill(content_of(PICTURE, kind, icc_profile=profile(), quality=95))
     assert after.info["icc_profile"] == before.info["icc_profile"] == profile()
     change = np.abs(np.array(after)[VALID].astype(int) - np.array(before)[VALID])
-    assert change.mean() < 1
+    assert change.mean() < 2
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_wrong_backend(run, monkeypatch):
     code, text, (_, rows) = run()
     assert code == 1
     assert "banned: cpu msfef float32 error" in text
-    assert {row.operator for row in rows} == {"partial_conv2d"}
+    assert {row.operator for row in rows if "cpu" in dict(row.times)} == {"partial_conv2d"}
 
 
 def test_a_run_that_is_stopped_leaves_what_was_measured(run, monkeypatch):
