@@ -26,18 +26,26 @@ from ..ops.call import Call, Gradients, Needs
 from . import cpu
 from .backend import Backend
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+def _computes(dtype: torch.dtype) -> bool:
+    """Whether torch has a convolution of this dtype that sums in float32; its fallback does not."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
 
 
 def _takes(call: Call) -> bool:
     """Whether torch's convolution has a part in `call`; the others are the CPU engine's alone.
 
-    Those are concatenations, which it would have to copy, groups, masks by channel and float64.
+    Those are concatenations, which it would have to copy, groups, masks by channel, float64, and 16 bits
+    where oneDNN has none.
     """
     mask = call.sources[0].mask
     return (
         len(call.sources) == 1
-        and call.like.dtype in _DTYPES
+        and _computes(call.like.dtype)
         and call.geometry.groups == 1
         and (mask is None or mask.shape[1] == 1)
     )

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.deep
 
 OPERATORS = [
     *("test_partial_conv2d.py", "test_msfef.py", "test_upcat_partial_conv2d.py"),
-    *("test_winograd.py", "test_winograd_choice.py", "test_winograd_values.py"),
+    *("test_winograd.py", "test_winograd_choice.py", "test_winograd_values.py", "test_depthwise.py"),
 ]
 #: Torch's own names in ATEN_CPU_CAPABILITY, and what the kernels make of them.
 CAPABILITIES = {"default": "baseline", "avx2": "avx2"}
