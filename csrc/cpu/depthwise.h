@@ -117,6 +117,19 @@ struct RowBands {
   int64_t end(int64_t i) const { return std::min(height, (i + 1) * rows); }
 };
 
+// Adds up what the parts of a batch have summed, [parts][C][taps + 1]: of each tap, then the live gradient.
+template <class T>
+static void write_sums(const std::vector<double>& sums, int64_t parts, int64_t C, int64_t taps,
+                       T* grad_weight, T* grad_sum) {
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t t = 0; t <= taps; ++t) {
+      double sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += sums[(part * C + c) * (taps + 1) + t];
+      if (t < taps && grad_weight) grad_weight[c * taps + t] = static_cast<T>(sum);
+      if (t == taps && grad_sum) grad_sum[c] = static_cast<T>(sum);
+    }
+}
+
 // Of the gradient of an input, the rows (or columns) that meet the same taps: first, first + S, ... Each is a
 // sum over `taps` taps, the last of the kernel first, and the sum of the first begins at gradient `at`.
 struct Parity {

@@ -141,8 +141,8 @@ PCONV_INLINE void write_pixel(DType dtype, const T* pixel, const ChannelGroup<T>
     narrow(dtype, pixel, group.width, dst, offset);
 }
 
-// Sums of one row of pixels, out[x][c] = sum over rows i and k of in[i][S x + k] w[i][k], by `columns[k]`
-// from `in` on; `out` has pixels of four vectors.
+// Sums of one row of pixels, out[x] = sum over rows i and k of in[i][S x + k] w[i][k]; `out` has pixels of
+// four vectors.
 template <int K, int S, class T>
 static void sum_pixels(const T* in, int64_t stride, int64_t n_rows, const T* w, int64_t width, T* out) {
   constexpr int P = kDepthwiseRows<K>;
@@ -324,13 +324,7 @@ static void grad_weight_last(const Problem<T>& p, const Gradient& grad, T* grad_
       }
     }
   });
-  for (int64_t c = 0; c < g.C; ++c)
-    for (int64_t t = 0; t < taps; ++t) {
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[(part * g.C + c) * taps + t];
-      if (t < K * K && grad_weight) grad_weight[c * K * K + t] = static_cast<T>(sum);
-      if (t == K * K && grad_sum) grad_sum[c] = static_cast<T>(sum);
-    }
+  write_sums(sums, parts, g.C, K * K, grad_weight, grad_sum);
 }
 
 }  // namespace

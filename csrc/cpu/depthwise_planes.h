@@ -1,7 +1,6 @@
 // Depthwise convolution of planes: columns fill the vectors, and a block of rows shares what it loads.
 #pragma once
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -336,7 +335,7 @@ static void grad_weight_planes(const Problem<T>& p, const Gradient& grad, T* gra
   const Buffer own = allocate(thread_count() * own_size * sizeof(T));
   // Parts of the batch are a matter of its size alone, so that the sums do not depend on the threads.
   const int64_t parts = std::min<int64_t>(g.N, std::max<int64_t>(1, 64 / g.C));
-  std::vector<std::array<double, K * K + 1>> sums(parts * g.C);
+  std::vector<double> sums(parts * g.C * (K * K + 1));
   parallel(parts * g.C, [&](int64_t i, int64_t thread) {
     T* const features = as<T>(own) + thread * own_size;
     T *const line = features + copy_rows * copy.stride, *const gradient = line + copy.stride;
@@ -368,15 +367,9 @@ static void grad_weight_planes(const Problem<T>& p, const Gradient& grad, T* gra
         }
       }
     for (int64_t t = 0; t <= K * K; ++t)
-      for (int64_t l = 0; l < L; ++l) sums[i][t] += totals[t][l];
+      for (int64_t l = 0; l < L; ++l) sums[i * (K * K + 1) + t] += totals[t][l];
   });
-  for (int64_t c = 0; c < g.C; ++c)
-    for (int64_t t = 0; t <= K * K; ++t) {
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[part * g.C + c][t];
-      if (t < K * K && grad_weight) grad_weight[c * K * K + t] = static_cast<T>(sum);
-      if (t == K * K && grad_sum) grad_sum[c] = static_cast<T>(sum);
-    }
+  write_sums(sums, parts, g.C, K * K, grad_weight, grad_sum);
 }
 
 }  // namespace
